@@ -1,0 +1,1 @@
+"""Llama: configuration, forward pass, weights, and generation."""

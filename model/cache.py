@@ -1,0 +1,124 @@
+"""The KV cache: keys and values of the tokens already seen, so that a new token costs one token.
+
+Shapes: B texts in the cache, T tokens in this call, S tokens of the longest text so far,
+H query heads, K key/value heads, E head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.attention import causal_attention
+from model.config import LlamaConfig
+
+
+class KVCache:
+    """Room for B texts of up to `capacity` tokens each, allocated once.
+
+    `tokens[b]` lists what the cache holds of text b, so that a later prompt can be compared with
+    it and only what is new computed.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        texts: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        layers, K, E = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+        # Zeros, not `empty`: what a mask hides still enters as 0 times its value, and 0 * NaN is NaN.
+        self.keys = torch.zeros(layers, texts, K, capacity, E, dtype=dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        self.tokens: list[list[int]] = [[] for _ in range(texts)]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that each text may have."""
+        return self.keys.shape[3]
+
+    def rewind(self, text: int, length: int) -> None:
+        """Forgets all but the first `length` tokens of a text."""
+        del self.tokens[text][length:]
+
+    def grow(self, capacity: int) -> None:
+        """Makes room for at least `capacity` tokens a text, keeping what is there."""
+        missing = capacity - self.capacity
+        if missing > 0:
+            layers, B, K, _, E = self.keys.shape
+            room = self.keys.new_zeros(layers, B, K, missing, E)
+            self.keys = torch.cat([self.keys, room], dim=3)
+            self.values = torch.cat([self.values, room], dim=3)
+
+    def keep(self, texts: Sequence[int]) -> None:
+        """Drops every text but the given ones."""
+        index = torch.tensor(texts, device=self.keys.device)
+        self.keys, self.values = self.keys[:, index], self.values[:, index]
+        self.tokens = [self.tokens[text] for text in texts]
+
+
+class CachedAttention:
+    """The attention pattern of a call that adds tokens to the texts of a cache.
+
+    The stream holds the new tokens of text 0, then those of text 1, and so on. They count as seen
+    from `done` on, after the last layer: a call that dies midway has added nothing.
+    """
+
+    def __init__(self, cache: KVCache, new: Sequence[Sequence[int]]) -> None:
+        assert len(new) == len(cache.tokens) and all(new), "every text of the cache must go on"
+        self.cache = cache
+        self.new = new
+        self.lengths = [len(tokens) for tokens in new]
+        self.past = [len(tokens) for tokens in cache.tokens]
+        self.ends = [past + n for past, n in zip(self.past, self.lengths, strict=True)]
+        assert max(self.ends) <= cache.capacity, f"{max(self.ends)} tokens > {cache.capacity}"
+
+    def positions(self, device: torch.device) -> Tensor:
+        spans = zip(self.past, self.ends, strict=True)
+        return torch.cat([torch.arange(past, end, device=device) for past, end in spans])
+
+    def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = self.cache.keys[layer_idx], self.cache.values[layer_idx]
+        if max(self.lengths) == 1:
+            return self.attend_one_each(keys, values, q, k, v)
+        per_text = zip(*(x.split(self.lengths) for x in (q, k, v)), strict=True)
+        seen = []
+        for text, (q_new, k_new, v_new) in enumerate(per_text):
+            past, end = self.past[text], self.ends[text]
+            keys[text, :, past:end] = k_new.transpose(0, 1)
+            values[text, :, past:end] = v_new.transpose(0, 1)
+            known = (x[text, :, :end].transpose(0, 1) for x in (keys, values))
+            seen.append(causal_attention(q_new, *known))
+        return torch.cat(seen)
+
+    def attend_one_each(
+        self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
+        """The common case, one new token a text, for all texts in one call.
+
+        A text's only query may look at every token, so the H / K query heads that share a key head
+        stand where several query tokens otherwise would: no key is copied for them.
+        """
+        B, K, S = q.shape[0], k.shape[1], max(self.ends)
+        texts = torch.arange(B, device=q.device)
+        past = torch.tensor(self.past, device=q.device)
+        keys[texts, :, past] = k
+        values[texts, :, past] = v
+        groups = q.unflatten(1, (K, -1))  # (B, K, H // K, E)
+        known = None
+        if min(self.ends) < S:
+            known = torch.arange(S, device=q.device) <= past[:, None, None, None]  # (B, 1, 1, S)
+        seen = F.scaled_dot_product_attention(
+            groups, keys[:, :, :S], values[:, :, :S], attn_mask=known
+        )  # (B, K, H // K, E)
+        return seen.flatten(1, 2)
+
+    def done(self) -> None:
+        """Counts the new tokens as seen."""
+        for tokens, new in zip(self.cache.tokens, self.new, strict=True):
+            tokens.extend(new)

@@ -1,0 +1,54 @@
+"""Where to compute and in which precision, when the user leaves it open."""
+
+from __future__ import annotations
+
+import torch
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; for `auto` the first of cuda, mps and cpu that there is.
+
+    Raises:
+        ValueError: if the name is unknown, or if this machine has no such device.
+    """
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(device for device, is_present in present.items() if is_present)
+    if name not in present:
+        raise ValueError(f"device is {name!r}; choose one of {', '.join(DEVICES)}")
+    if not present[name]:
+        raise ValueError(f"device is {name!r}, but PyTorch finds none here; use --device cpu")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype called `name`; for `auto` the fastest that is exact enough on `device`.
+
+    That is bfloat16 where the hardware multiplies it, which has float32's range; else float16 on
+    CUDA, whose small range asks for loss scaling in training; else float32.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    if name == "auto":
+        name = "bf16" if multiplies_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}; choose one of auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware has instructions for it; emulation is slower than the alternatives."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        features = torch.cpu.get_capabilities()
+        return any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False

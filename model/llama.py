@@ -1,0 +1,159 @@
+"""Llama: the forward pass, in the order in which data flows through it. Read it from the top.
+
+RMSNorm -> Attention -> MLP -> DecoderLayer -> LlamaModel -> Llama. Classes and attributes have
+Hugging Face's names, so the parameters are called what the checkpoints call them, and LoRA's
+targets what everybody calls them.
+
+There is no batch dimension. All tokens of all texts stand in one flat stream, and an attention
+pattern (`model/attention.py`) says which of them belong together; every other operation works on
+each token by itself.
+
+Shapes, in every trailing comment (a test executes them):
+
+    T tokens in this call    D hidden_size    F intermediate_size    V vocab_size
+    H query heads            K key/value heads                       E head_dim
+    B rows of a padded batch
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import AttentionPattern, Packed
+from model.config import LlamaConfig
+from model.rope import apply_rope, rope_table
+
+
+class RMSNorm(nn.Module):
+    """Scales each token's vector to root-mean-square 1, then each feature by its weight.
+
+    Zhang & Sennrich, arXiv:1910.07467, section 4. Computed in float32 or better.
+    """
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))  # (T, D)
+        normed = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)  # (T, D)
+        return self.weight * normed.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Each token gathers from those that it may see; H query heads share K <= H key/value heads."""
+
+    def __init__(self, config: LlamaConfig, layer_idx: int) -> None:
+        super().__init__()
+        D, E = config.hidden_size, config.head_dim
+        H, K = config.num_attention_heads, config.num_key_value_heads
+        self.layer_idx = layer_idx
+        self.head_dim = E
+        self.q_proj = nn.Linear(D, H * E, bias=False)
+        self.k_proj = nn.Linear(D, K * E, bias=False)
+        self.v_proj = nn.Linear(D, K * E, bias=False)
+        self.o_proj = nn.Linear(H * E, D, bias=False)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], pattern: AttentionPattern) -> Tensor:
+        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # (T, H, E)
+        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (T, K, E)
+        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (T, K, E)
+        q = apply_rope(q, rope)  # (T, H, E)
+        k = apply_rope(k, rope)  # (T, K, E)
+        seen = pattern.attend(self.layer_idx, q, k, v)  # (T, H, E)
+        return self.o_proj(seen.flatten(1))
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)). Shazeer, arXiv:2002.05202, section 2."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        D, F_ = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(D, F_, bias=False)
+        self.up_proj = nn.Linear(D, F_, bias=False)
+        self.down_proj = nn.Linear(F_, D, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gated = F.silu(self.gate_proj(x)) * self.up_proj(x)  # (T, F)
+        return self.down_proj(gated)
+
+
+class DecoderLayer(nn.Module):
+    """Attention between tokens, then an MLP within each; both read a normed copy and add to `x`."""
+
+    def __init__(self, config: LlamaConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer_idx)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], pattern: AttentionPattern) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, pattern)  # (T, D)
+        x = x + self.mlp(self.post_attention_layernorm(x))  # (T, D)
+        return x
+
+
+class LlamaModel(nn.Module):
+    """Token ids in, one vector per token out."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        # Uniform: on the meta device nn.Embedding's own normal start takes a second to import.
+        start = torch.empty(config.vocab_size, config.hidden_size).uniform_(-0.05, 0.05)  # (V, D)
+        self.embed_tokens = nn.Embedding.from_pretrained(start, freeze=False)
+        layers = range(config.num_hidden_layers)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in layers)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, tokens: Tensor, pattern: AttentionPattern) -> Tensor:
+        """What the head reads: (T,) int64 ids -> (T, D), normed, in the dtype of the weights."""
+        x = self.embed_tokens(tokens)  # (T, D)
+        rope = rope_table(self.config, pattern.positions(tokens.device))
+        for layer in self.layers:
+            x = layer(x, rope, pattern)  # (T, D)
+        return self.norm(x)
+
+
+class Llama(nn.Module):
+    """Token ids in, a score for every possible next token out.
+
+    `lm_head` is apart from `model` so that callers pay for the logits that they need: the last
+    token's in generation, those with a target in training. A tied head is the embedding itself.
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = LlamaModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, tokens: Tensor, pattern: AttentionPattern) -> Tensor:
+        """Logits for the successor of every token: (T,) int64 -> (T, V), in the weights' dtype."""
+        hidden = self.model(tokens, pattern)  # (T, D)
+        logits = self.lm_head(hidden)  # (T, V)
+        return logits
+
+    def forward_padded(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """The same for a rectangular batch, by leaving its padding out of the stream.
+
+        Args:
+            tokens: int64 ids, (B, T); what stands where the mask is false does not matter.
+            attention_mask: bool, (B, T), true for real tokens; padding may be on either side, and
+                a row may be nothing else.
+
+        Returns:
+            Logits, (B, T, V); zero at padding.
+        """
+        lengths = [n for n in attention_mask.sum(dim=1).tolist() if n > 0]
+        real = self(tokens[attention_mask], Packed(lengths))
+        logits = real.new_zeros(*tokens.shape, self.config.vocab_size)  # (B, T, V)
+        logits[attention_mask] = real
+        return logits
