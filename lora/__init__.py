@@ -1,0 +1,1 @@
+"""LoRA: the layer, putting it into a model, and adapters on disk."""

@@ -1,0 +1,94 @@
+r"""The LoRA layer: a frozen linear map plus a small trainable correction.
+
+Hu et al., "LoRA", arXiv:2106.09685, section 4.1:
+
+    h  =  W x  +  scale * B A x
+
+          +----------- W (out, in), frozen -----------+
+     x ---|                                           +---> h
+          +-- dropout -- A (r, in) -- B (out, r) -- * scale
+
+The product B A has W's shape but only rank r, so it needs r * (in + out) numbers instead of
+in * out. A starts random and B at zero: at first the layer computes exactly W x.
+
+The scale is alpha / r, or alpha / sqrt(r) with rank stabilisation (Kalajdzievski,
+arXiv:2312.03732), which keeps the correction's size independent of r.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LoRALinear(nn.Module):
+    """Wraps an `nn.Linear`: freezes it and adds A and B.
+
+    A and B are `nn.Linear`s without bias, so that their weights have PEFT's names and orientation
+    and A gets PyTorch's default start, uniform in -1/sqrt(in) to 1/sqrt(in). Their weights are
+    float32 whatever the frozen layer's dtype: in bfloat16 most AdamW steps would round to nothing.
+
+    Args:
+        base: the layer to adapt.
+        rank: r, at least 1.
+        alpha: the numerator of the scale, above 0.
+        dropout: the probability of dropping an input feature, of the correction only.
+        use_rslora: divide alpha by sqrt(r) instead of r.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        base: nn.Linear,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        use_rslora: bool = False,
+    ) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"LoRA rank is {rank}; it must be at least 1")
+        if not 0 < alpha < math.inf:
+            raise ValueError(f"LoRA alpha is {alpha}; it must be above 0")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"LoRA dropout is {dropout}; it must be at least 0 and below 1")
+        device = base.weight.device
+        self.base = base.requires_grad_(False)
+        self.lora_A = nn.Linear(
+            base.in_features, rank, bias=False, device=device, dtype=torch.float32
+        )
+        self.lora_B = nn.Linear(
+            rank, base.out_features, bias=False, device=device, dtype=torch.float32
+        )
+        nn.init.zeros_(self.lora_B.weight)
+        self.dropout = nn.Dropout(dropout)
+        self.scale = alpha / (math.sqrt(rank) if use_rslora else rank)
+        self.enabled = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out), in the dtype of `x`; A and B are rounded to it for the products."""
+        frozen = self.base(x)
+        if not self.enabled:
+            return frozen
+        narrow = F.linear(self.dropout(x), self.lora_A.weight.to(x.dtype))  # (T, R)
+        update = F.linear(narrow, self.lora_B.weight.to(x.dtype))
+        return frozen + self.scale * update
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """A plain layer that computes the same: W + scale * B A, in float32 and rounded once.
+
+        It is new and shares nothing but the bias with this layer, which stays as it is: undoing a
+        merge is keeping the original, and merging twice is no mistake that could be made.
+        """
+        delta = self.scale * (self.lora_B.weight @ self.lora_A.weight)
+        weight = (self.base.weight.to(delta.dtype) + delta).to(self.base.weight.dtype)
+        linear = nn.Linear(self.base.in_features, self.base.out_features, bias=False, device="meta")
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        linear.bias = self.base.bias
+        return linear
