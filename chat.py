@@ -1,0 +1,143 @@
+"""Talk to a model, with or without a LoRA adapter.
+
+    python chat.py ask "What is a LoRA adapter?" --model demo
+    python chat.py ask "And in one word?" --model unsloth/Llama-3.2-1B-Instruct --adapter runs/mine
+
+The answer streams to stdout, and nothing else does; how fast it was is told on stderr.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.command_line import argument, option, parse, run
+
+# The heavy imports stand in the functions that need them: a refusal should not wait for PyTorch.
+
+
+@dataclass(frozen=True)
+class AskConfig:
+    """One question; each field is a flag of `chat.py ask`."""
+
+    prompt: str = argument("the question, as one argument; - reads it from stdin")
+    model: str = option("demo", "Hub id (optionally id@revision), local folder, or demo")
+    adapter: str | None = option(None, "folder of a LoRA adapter, or of a run")
+    system: str | None = option(None, "what the model is told about its task, before the question")
+    temperature: float | None = option(
+        None,
+        "0 always takes the likeliest token, 1 draws as the model predicts (default: the model's)",
+    )
+    top_k: int | None = option(None, "draw among the k likeliest tokens, 0 for all (the model's)")
+    top_p: float | None = option(
+        None, "draw among the likeliest tokens that together have this probability (the model's)"
+    )
+    min_p: float | None = option(
+        None, "drop tokens below this fraction of the likeliest's probability (the model's)"
+    )
+    repetition_penalty: float | None = option(
+        None, "above 1 makes tokens that occurred already less likely (the model's)"
+    )
+    max_new_tokens: int = option(512, "longest answer, in tokens")
+    seed: int = option(0, "fixes the draws")
+    dtype: str = option("auto", "bf16, fp16 or fp32; auto takes the fastest the hardware has")
+    device: str = option("auto", "cuda, mps or cpu; auto takes the first that there is")
+
+
+def ask(config: AskConfig) -> None:
+    """Streams the answer to one question."""
+    prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
+    if not prompt.strip():
+        raise ValueError("the prompt is empty; ask something")
+
+    from data.chat_format import Message, chat_format_of
+    from data.hub import fetch_model
+    from data.tokenizer import Tokenizer
+    from model.generate import stream
+    from model.sampling import Sampler, stop_ids
+
+    source = fetch_model(config.model)
+    tokenizer = Tokenizer.from_folder(source.path)
+    chat_format = chat_format_of(tokenizer)
+    sampling = sampling_settings(config, source.path)
+    messages = [Message("system", config.system)] if config.system else []
+    ids = chat_format.render([*messages, Message("user", prompt)], generation_prompt=True).ids
+    model = load(config, source.path)
+
+    started = time.perf_counter()
+    sampler = Sampler(sampling, config.seed, model.lm_head.weight.device)
+    stops = stop_ids(source.path) | chat_format.end_ids
+    tokens = stream(model, ids, sampler, stops, config.max_new_tokens)
+    times = show(tokens, tokenizer)
+    print(speed(started, times, len(ids), model), file=sys.stderr)
+
+
+def sampling_settings(config: AskConfig, folder: Path):
+    """The model's own settings, with those replaced that the user gave."""
+    from model.sampling import SamplingConfig
+
+    own = SamplingConfig.from_folder(folder)
+    names = [field.name for field in dataclasses.fields(own)]
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return dataclasses.replace(own, **given)
+
+
+def load(config: AskConfig, folder: Path):
+    """The model, with the adapter in it if there is one."""
+    from lora.adapter import find_adapter, load_adapter
+    from model.device import choose_device, choose_dtype
+    from model.weights import load_model, weights_sha256
+
+    device = choose_device(config.device)
+    adapter = find_adapter(Path(config.adapter)) if config.adapter else None
+    model = load_model(folder, choose_dtype(config.dtype, device), device)
+    if adapter:
+        base = load_adapter(model, adapter)
+        if base.sha256 and base.sha256 != weights_sha256(folder):
+            raise ValueError(
+                f"{adapter}: was trained on other weights than {config.model} has; "
+                f"use its own base, {base.name or 'which it does not name'}"
+            )
+    return model
+
+
+def show(tokens: Iterator[int], tokenizer) -> list[float]:
+    """Prints tokens as they come; returns when each of them did."""
+    text = tokenizer.stream()
+    times = []
+    for token in tokens:
+        times.append(time.perf_counter())
+        print(text.push(token), end="", flush=True)
+    print(text.flush(), flush=True)
+    return times
+
+
+def speed(started: float, times: list[float], prompt_tokens: int, model) -> str:
+    """How long the first token took, and how fast the others came."""
+    weight = model.lm_head.weight
+    where = f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
+    if len(times) < 2:
+        return f"{prompt_tokens} prompt tokens, {len(times)} new ({where})"
+    rate = (len(times) - 1) / (times[-1] - times[0])
+    return (
+        f"{prompt_tokens} prompt tokens, first new one after {times[0] - started:.2f} s; "
+        f"{len(times)} new, {rate:.1f} tokens/s ({where})"
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Dispatches the command line; returns the exit status."""
+    if arguments[:1] == ["ask"]:
+        config = parse(AskConfig, arguments[1:], "chat.py ask", "Streams the answer to a question.")
+        return run("chat.py", lambda: ask(config))
+    wants_help = arguments[:1] in (["-h"], ["--help"])
+    print(__doc__.strip() + "\n\nFlags: python chat.py ask --help", file=sys.stderr)
+    return 0 if wants_help else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""What the model reads: files from the Hub, tokens, and conversations."""

@@ -1,0 +1,110 @@
+"""From a documented dataclass to a command line.
+
+Every field is a flag with its default and its help text; `-` and `_` in its name are the same. A
+mistake is answered with one line that says what was wrong and what to do, and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field that becomes a flag; its default is shown behind its help text."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def argument(help: str) -> Any:
+    """A dataclass field that becomes a required argument without a name."""
+    return dataclasses.field(metadata={"help": help})
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parse(config: type[T], arguments: Sequence[str], program: str, description: str) -> T:
+    """The `config` that the arguments describe; exits with status 2 on a mistake."""
+    parser = Parser(
+        prog=program,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        add_field(parser, field, plain_type(hints[field.name]))
+    values, unknown = parser.parse_known_args([with_hyphens(a) for a in arguments])
+    if unknown:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        parser.error(unknown_message(unknown[0], known))
+    return config(**vars(values))
+
+
+def add_field(parser: Parser, field: dataclasses.Field, kind: type) -> None:
+    """Adds the flag or argument that a field describes."""
+    help = field.metadata["help"].replace("%", "%%")
+    if field.default is dataclasses.MISSING:
+        parser.add_argument(field.name, type=kind, help=help, metavar=field.name.upper())
+        return
+    flag = "--" + field.name.replace("_", "-")
+    if kind is bool:
+        parser.add_argument(flag, action="store_true", help=help)
+        return
+    shown = "" if field.default is None else f" (default: {field.default})"
+    parser.add_argument(
+        flag,
+        type=kind,
+        default=field.default,
+        help=help + shown.replace("%", "%%"),
+        metavar=field.name.upper(),
+    )
+
+
+def plain_type(hint: Any) -> type:
+    """The type behind an annotation: `int` for `int | None`."""
+    if isinstance(hint, types.UnionType):
+        return next(t for t in typing.get_args(hint) if t is not type(None))
+    return hint
+
+
+def with_hyphens(argument: str) -> str:
+    """The argument with `--some_flag` written as `--some-flag`; its value stays as it is."""
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument.partition("=")
+    return flag.replace("_", "-") + equals + value
+
+
+def unknown_message(given: str, known: Sequence[str]) -> str:
+    """What to say about a flag that does not exist."""
+    if not given.startswith("-"):
+        return f"unexpected argument {given!r}; put quotes around a text with blanks"
+    flag = given.partition("=")[0]
+    close = difflib.get_close_matches(flag, known, n=1)
+    return f"unknown flag {flag}" + (f" (did you mean {close[0]}?)" if close else "")
+
+
+def run(program: str, command: Callable[[], None]) -> int:
+    """Runs a command; what a user can cause becomes one line on stderr. Returns the exit status."""
+    try:
+        command()
+        return 0
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"{program}: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
