@@ -14,10 +14,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from data.chat_format import Message, chat_format_of
 from data.command_line import argument, option, parse, run
+from data.hub import fetch_model
+from data.tokenizer import Tokenizer
+from lora.config import find_adapter
+from model.config import LlamaConfig
+from model.generation_config import SamplingConfig, stop_ids
 
-# The heavy imports stand in the functions that need them: a refusal should not wait for PyTorch.
+if TYPE_CHECKING:
+    from model.llama import Llama
 
 
 @dataclass(frozen=True)
@@ -32,15 +40,19 @@ class AskConfig:
         None,
         "0 always takes the likeliest token, 1 draws as the model predicts (default: the model's)",
     )
-    top_k: int | None = option(None, "draw among the k likeliest tokens, 0 for all (the model's)")
+    top_k: int | None = option(
+        None, "draw among the k likeliest tokens, 0 for all (default: the model's own)"
+    )
     top_p: float | None = option(
-        None, "draw among the likeliest tokens that together have this probability (the model's)"
+        None,
+        "draw among the likeliest tokens that together are this probable (default: the model's own)",
     )
     min_p: float | None = option(
-        None, "drop tokens below this fraction of the likeliest's probability (the model's)"
+        None,
+        "drop tokens below this fraction of the likeliest's probability (default: the model's own)",
     )
     repetition_penalty: float | None = option(
-        None, "above 1 makes tokens that occurred already less likely (the model's)"
+        None, "above 1 makes tokens that occurred already less likely (default: the model's own)"
     )
     max_new_tokens: int = option(512, "longest answer, in tokens")
     seed: int = option(0, "fixes the draws")
@@ -53,47 +65,42 @@ def ask(config: AskConfig) -> None:
     prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
     if not prompt.strip():
         raise ValueError("the prompt is empty; ask something")
-
-    from data.chat_format import Message, chat_format_of
-    from data.hub import fetch_model
-    from data.tokenizer import Tokenizer
-    from model.generate import stream
-    from model.sampling import Sampler, stop_ids
-
     source = fetch_model(config.model)
+    LlamaConfig.from_folder(source.path)
+    sampling = sampling_settings(config, source.path)
     tokenizer = Tokenizer.from_folder(source.path)
     chat_format = chat_format_of(tokenizer)
-    sampling = sampling_settings(config, source.path)
     messages = [Message("system", config.system)] if config.system else []
     ids = chat_format.render([*messages, Message("user", prompt)], generation_prompt=True).ids
-    model = load(config, source.path)
+    stops = stop_ids(source.path) | chat_format.end_ids
+    adapter = find_adapter(Path(config.adapter)) if config.adapter else None
 
+    # PyTorch takes a second to import, which nobody should wait for to be told of a mistake above.
+    from model.generate import stream
+    from model.sampling import Sampler
+
+    model = load(config, source.path, adapter)
     started = time.perf_counter()
     sampler = Sampler(sampling, config.seed, model.lm_head.weight.device)
-    stops = stop_ids(source.path) | chat_format.end_ids
-    tokens = stream(model, ids, sampler, stops, config.max_new_tokens)
-    times = show(tokens, tokenizer)
+    times = show(stream(model, ids, sampler, stops, config.max_new_tokens), tokenizer)
     print(speed(started, times, len(ids), model), file=sys.stderr)
 
 
-def sampling_settings(config: AskConfig, folder: Path):
+def sampling_settings(config: AskConfig, folder: Path) -> SamplingConfig:
     """The model's own settings, with those replaced that the user gave."""
-    from model.sampling import SamplingConfig
-
     own = SamplingConfig.from_folder(folder)
     names = [field.name for field in dataclasses.fields(own)]
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     return dataclasses.replace(own, **given)
 
 
-def load(config: AskConfig, folder: Path):
+def load(config: AskConfig, folder: Path, adapter: Path | None) -> Llama:
     """The model, with the adapter in it if there is one."""
-    from lora.adapter import find_adapter, load_adapter
+    from lora.adapter import load_adapter
     from model.device import choose_device, choose_dtype
     from model.weights import load_model, weights_sha256
 
     device = choose_device(config.device)
-    adapter = find_adapter(Path(config.adapter)) if config.adapter else None
     model = load_model(folder, choose_dtype(config.dtype, device), device)
     if adapter:
         base = load_adapter(model, adapter)
@@ -105,7 +112,7 @@ def load(config: AskConfig, folder: Path):
     return model
 
 
-def show(tokens: Iterator[int], tokenizer) -> list[float]:
+def show(tokens: Iterator[int], tokenizer: Tokenizer) -> list[float]:
     """Prints tokens as they come; returns when each of them did."""
     text = tokenizer.stream()
     times = []
@@ -116,7 +123,7 @@ def show(tokens: Iterator[int], tokenizer) -> list[float]:
     return times
 
 
-def speed(started: float, times: list[float], prompt_tokens: int, model) -> str:
+def speed(started: float, times: list[float], prompt_tokens: int, model: Llama) -> str:
     """How long the first token took, and how fast the others came."""
     weight = model.lm_head.weight
     where = f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"

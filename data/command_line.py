@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import itertools
 import sys
 import types
 import typing
@@ -46,7 +47,9 @@ def parse(config: type[T], arguments: Sequence[str], program: str, description: 
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         add_field(parser, field, plain_type(hints[field.name]))
-    values, unknown = parser.parse_known_args([with_hyphens(a) for a in arguments])
+    flags = list(itertools.takewhile(lambda a: a != "--", arguments))  # after -- all is text
+    given = [with_hyphens(a) for a in flags] + list(arguments[len(flags) :])
+    values, unknown = parser.parse_known_args(given)
     if unknown:
         known = [flag for action in parser._actions for flag in action.option_strings]
         parser.error(unknown_message(unknown[0], known))

@@ -3,52 +3,25 @@
     adapter_config.json          rank, alpha, targets; which base model the adapter belongs to
     adapter_model.safetensors    A and B of every adapted layer
 
-An adapter applied with the wrong scale, to half of its layers, or to another base model gives
-answers that look only slightly off. So reading one is strict: whatever is not understood, missing,
-left over, or of the wrong shape is an error.
+Reading one is strict: whatever is not understood, missing, left over, or of the wrong shape is an
+error. PEFT itself takes an adapter whose keys it does not know for one that changes nothing.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora.inject import LoRAConfig, add_lora, lora_layers, remove_lora
+from lora.config import CONFIG_FILE, BaseModel, LoRAConfig, peft_config, read_config
+from lora.inject import add_lora, layers_to_adapt, lora_layers
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-
-# Fields of PEFT's that say nothing about what the adapter computes.
-NEUTRAL = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "inference_mode",
-    "lora_dropout",
-    "megatron_core",
-    "peft_version",
-    "qalora_group_size",
-    "revision",
-    "task_type",
-}
-
-
-@dataclass(frozen=True)
-class BaseModel:
-    """What an adapter was trained on: Hub id or folder name, commit, sha256 of the weights."""
-
-    name: str | None = None
-    revision: str | None = None
-    sha256: str | None = None
 
 
 def save_adapter(model: nn.Module, config: LoRAConfig, base: BaseModel, folder: Path) -> None:
@@ -69,43 +42,6 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def peft_config(config: LoRAConfig, base: BaseModel) -> dict[str, Any]:
-    """What adapter_config.json says."""
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base.name,
-        "revision": base.revision,
-        "inference_mode": True,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
-        "use_rslora": config.use_rslora,
-        "use_dora": False,
-        "target_modules": list(config.targets),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "modules_to_save": None,
-    }
-
-
-def find_adapter(path: Path) -> Path:
-    """The adapter's own folder, given it or the folder of a run.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    for folder in (path, path / "adapter"):
-        if (folder / CONFIG_FILE).is_file():
-            return folder
-    if not path.exists():
-        raise ValueError(f"{path}: there is no such adapter; give its folder or that of its run")
-    raise ValueError(f"{path}: has no {CONFIG_FILE}, so it is no adapter and no finished run")
-
-
 def load_adapter(model: nn.Module, folder: Path) -> BaseModel:
     """Puts the adapter in `folder` into a model that has none.
 
@@ -121,60 +57,22 @@ def load_adapter(model: nn.Module, folder: Path) -> BaseModel:
     tensors, sha256 = read_weights(folder / WEIGHTS_FILE)
     base = BaseModel(base.name, base.revision, sha256)
     try:
+        check_tensors(tensors, tensor_shapes(model, config), base)
         add_lora(model, config)
     except ValueError as error:
         raise ValueError(f"{folder}: does not fit this model: {error}") from None
-    try:
-        check_tensors(tensors, adapter_tensors(model), folder, base)
-    except ValueError:
-        remove_lora(model)
-        raise
     for name, own in adapter_tensors(model).items():
         own.copy_(tensors[name])
     return base
 
 
-def read_config(path: Path) -> tuple[LoRAConfig, BaseModel]:
-    """What an adapter_config.json says, if all of it is understood.
-
-    Raises:
-        ValueError: naming the field and its value.
-    """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(raw, dict):
-            raise ValueError(f"holds {type(raw).__name__}, not an object")
-        return lora_config(raw), BaseModel(raw.get("base_model_name_or_path"), raw.get("revision"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def lora_config(raw: Mapping[str, Any]) -> LoRAConfig:
-    """The settings in PEFT's fields, every one of them looked at."""
-    for name in ("peft_type", "r", "lora_alpha", "target_modules"):
-        if name not in raw:
-            raise ValueError(f"lacks {name}")
-    computed = {
-        "peft_type": ("LORA",),
-        "bias": ("none",),
-        # Other starts (PiSSA, OLoRA, ...) also change the base model's weights.
-        "init_lora_weights": (True, False, "gaussian"),
-    }
-    own = {"r", "lora_alpha", "target_modules", "use_rslora"}
-    for name, value in raw.items():
-        if name in computed and value not in computed[name]:
-            raise ValueError(f"{name} is {value!r}; only {computed[name][0]!r} can be computed")
-        if name not in computed.keys() | own | NEUTRAL and value:
-            raise ValueError(f"{name} is {value!r}, which cannot be computed here")
-    targets = raw["target_modules"]
-    if not isinstance(targets, list) or not all(
-        isinstance(t, str) and re.fullmatch(r"\w+", t) for t in targets
-    ):
-        raise ValueError(f"target_modules is {targets!r}, not a list of layer names")
-    rank, alpha, rslora = raw["r"], raw["lora_alpha"], raw.get("use_rslora", False)
-    if type(rank) is not int or type(alpha) not in (int, float) or type(rslora) is not bool:
-        raise ValueError(f"r {rank!r}, lora_alpha {alpha!r} or use_rslora {rslora!r} is no number")
-    return LoRAConfig(rank, float(alpha), 0.0, tuple(sorted(targets)), rslora)
+def tensor_shapes(model: nn.Module, config: LoRAConfig) -> dict[str, list[int]]:
+    """The shapes that an adapter with these settings has to have for `model`."""
+    shapes = {}
+    for name, linear in layers_to_adapt(model, config).items():
+        shapes[f"{PREFIX}{name}.lora_A.weight"] = [config.rank, linear.in_features]
+        shapes[f"{PREFIX}{name}.lora_B.weight"] = [linear.out_features, config.rank]
+    return shapes
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
@@ -192,22 +90,22 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 
 def check_tensors(
-    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], folder: Path, base: BaseModel
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]], base: BaseModel
 ) -> None:
-    """Makes sure that the file's tensors are those of the model's LoRA layers, with finite values.
+    """Makes sure that the file's tensors have these names and shapes, and finite values.
 
     Raises:
         ValueError: naming the first that is not.
     """
     belongs = f"the adapter belongs to {base.name}" if base.name else "it is another model's"
-    for name in sorted(tensors.keys() ^ own.keys()):
-        place = "lacks" if name in own else "has, but this model has no layer for,"
-        raise ValueError(f"{folder / WEIGHTS_FILE}: {place} {name}; {belongs}")
+    for name in sorted(tensors.keys() ^ shapes.keys()):
+        place = "lacks" if name in shapes else "has, but the model has no layer for,"
+        raise ValueError(f"{WEIGHTS_FILE} {place} {name}; {belongs}")
     for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape:
+        if list(tensor.shape) != shapes[name]:
             raise ValueError(
-                f"{folder / WEIGHTS_FILE}: {name} is {list(tensor.shape)}, this model "
-                f"needs {list(own[name].shape)}; {belongs}"
+                f"{WEIGHTS_FILE} has {name} of shape {list(tensor.shape)}, the model needs "
+                f"{shapes[name]}; {belongs}"
             )
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-            raise ValueError(f"{folder / WEIGHTS_FILE}: {name} has values that are not finite")
+        if not tensor.is_floating_point() or not tensor.float().isfinite().all():
+            raise ValueError(f"{WEIGHTS_FILE} has values in {name} that are not finite")

@@ -7,28 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from torch import nn
 
+from lora.config import LoRAConfig
 from lora.layer import LoRALinear
-
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
-
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """Which layers to adapt and how strongly; `lora/layer.py` explains the numbers.
-
-    `targets` are the last components of module names.
-    """
-
-    rank: int = 16
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ATTENTION
-    use_rslora: bool = False
 
 
 def add_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
@@ -38,28 +21,39 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
         The full names of the wrapped layers, in the model's order.
 
     Raises:
+        ValueError: if the layers cannot be adapted (see `layers_to_adapt`) or a setting is out of
+            its range; the model is then as it was.
+    """
+    adapted = {
+        name: LoRALinear(linear, config.rank, config.alpha, config.dropout, config.use_rslora)
+        for name, linear in layers_to_adapt(model, config).items()
+    }
+    model.requires_grad_(False)
+    for name, layer in adapted.items():
+        replace(model, name, layer)
+    return list(adapted)
+
+
+def layers_to_adapt(model: nn.Module, config: LoRAConfig) -> dict[str, nn.Linear]:
+    """The linear layers that a target names, by their full names, in the model's order.
+
+    Raises:
         ValueError: if the model has LoRA layers already, if a target matches no layer, or if it
             matches one that shares its weight (a tied head), where the update would be lost.
     """
     if lora_layers(model):
         raise ValueError("this model has LoRA layers already; merge or remove them first")
     linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    wrapped = [name for name in linears if last(name) in config.targets]
-    unmatched = set(config.targets) - {last(name) for name in wrapped}
-    if unmatched or not wrapped:
+    targeted = {name: m for name, m in linears.items() if last(name) in config.targets}
+    unmatched = set(config.targets) - {last(name) for name in targeted}
+    if unmatched or not targeted:
         known = ", ".join(sorted({last(name) for name in linears}))
         raise ValueError(f"no layer is called {sorted(unmatched)}; the model has {known}")
     weights = [p for _, p in model.named_parameters(remove_duplicate=False)]
-    for name in wrapped:
-        if sum(p is linears[name].weight for p in weights) > 1:
+    for name, linear in targeted.items():
+        if sum(p is linear.weight for p in weights) > 1:
             raise ValueError(f"{name} shares its weight with another layer; leave it out")
-    model.requires_grad_(False)
-    for name in wrapped:
-        layer = LoRALinear(
-            linears[name], config.rank, config.alpha, config.dropout, config.use_rslora
-        )
-        replace(model, name, layer)
-    return wrapped
+    return targeted
 
 
 def merge_lora(model: nn.Module) -> None:

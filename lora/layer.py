@@ -69,6 +69,7 @@ class LoRALinear(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.scale = alpha / (math.sqrt(rank) if use_rslora else rank)
         self.enabled = True
+        self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out), in the dtype of `x`; A and B are rounded to it for the products."""

@@ -32,7 +32,7 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         layers, K, E = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-        # Zeros, not `empty`: what a mask hides still enters as 0 times its value, and 0 * NaN is NaN.
+        # Not `empty`: what a mask hides still enters as 0 times its value, and 0 * NaN is NaN.
         self.keys = torch.zeros(layers, texts, K, capacity, E, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
         self.tokens: list[list[int]] = [[] for _ in range(texts)]

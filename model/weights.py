@@ -79,8 +79,9 @@ def files_of_tensors(folder: Path) -> dict[str, Path]:
         raise ValueError(f"{index}: {error}") from None
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: has no weight_map; download it again")
-    shards = {shard: confined(folder, shard) for shard in map(str, weight_map.values())}
-    for shard, path in shards.items():
+    shards = {}
+    for shard in sorted(set(map(str, weight_map.values()))):
+        path = shards[shard] = confined(folder, shard)
         present = set(tensor_names(path))
         promised = {name for name, where in weight_map.items() if where == shard}
         if present != promised:

@@ -12,6 +12,7 @@ import torch
 from model.config import LlamaConfig
 from model.llama import Llama
 
+ROOT = Path(__file__).parents[1]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 

@@ -21,7 +21,9 @@ MAY_IMPORT = {
 }
 FORBIDDEN = {"transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "pickle"}
 FILES = sorted(
-    file for name in MAY_IMPORT for file in [ROOT / f"{name}.py", *ROOT.glob(f"{name}/**/*.py")]
+    file
+    for name in MAY_IMPORT
+    for file in [ROOT / f"{name}.py", *ROOT.glob(f"{name}/**/*.py")]
     if file.exists()
 )
 

@@ -37,6 +37,11 @@ def test_packed_documents_score_as_each_alone(device, dtype):
         assert close(together, alone)
 
 
+def test_positions_restart_with_every_document():
+    """Scores depend on distances alone, so only precision would suffer, and only in long streams."""
+    assert Packed([3, 1, 2]).positions(torch.device("cpu")).tolist() == [0, 1, 2, 0, 0, 1]
+
+
 def test_changing_one_document_leaves_the_others_logits_bit_equal(device):
     model = tiny_llama().to(device)
     before = documents()

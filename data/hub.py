@@ -1,0 +1,102 @@
+"""A model's name turned into a local folder: `demo`, a folder, or an id on the Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from data.download import Snapshot, fetch_repo
+from data.repo import HubError, Repo
+
+DEMO = Path(__file__).parents[1] / "model" / "demo"
+REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
+SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
+INDEX = "model.safetensors.index.json"
+
+
+def fetch_model(name: str) -> Snapshot:
+    """The local folder of a model, downloaded from the Hub if need be.
+
+    A local folder that is named like an id wins over the Hub. Of a repo on the Hub only the
+    configuration, the tokenizer and the safetensors weights are downloaded, each checked against
+    the size and the hash that the Hub announces. Progress goes to stderr.
+
+    Args:
+        name: `demo`, a folder, or a Hub id (`owner/name` or `name`), optionally `id@revision`
+            with a branch, tag or commit. A folder called demo is `./demo`.
+
+    Raises:
+        HubError: (a ValueError) no such folder or repo, no access, no network, or damaged files.
+    """
+    if name == "demo":
+        return local_snapshot(DEMO, name)
+    id, at, revision = name.partition("@")
+    is_path = name.startswith(("./", "../", "/", "~")) or id.count("/") > 1
+    if is_path or os.path.isdir(name):
+        return local_snapshot(Path(os.path.expanduser(name)), name)
+    try:
+        validate_repo_id(id)
+        is_id = not at or bool(REVISION.fullmatch(revision))
+    except HFValidationError:
+        is_id = False
+    if not is_id:
+        raise HubError(
+            f"{name!r} is neither a folder here nor a Hub id: "
+            "write owner/name, owner/name@revision, ./folder or demo"
+        )
+    return fetch_repo(Repo(id, revision) if at else Repo(id), model_files)
+
+
+def local_snapshot(folder: Path, name: str) -> Snapshot:
+    """A folder that somebody else put there, as it is.
+
+    Raises:
+        HubError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise HubError(f"no folder at {folder}: check the path, or give a Hub id as owner/name")
+    return Snapshot(folder, name, None)
+
+
+def model_files(names: Collection[str], read: Callable[[str], Path]) -> list[str]:
+    """The files of a model: configuration, tokenizer, chat template, safetensors weights.
+
+    One that a model cannot do without is named even if it is not among `names`.
+    """
+    sentencepiece_only = "tokenizer.model" in names and "tokenizer.json" not in names
+    tokenizer = "tokenizer.model" if sentencepiece_only else "tokenizer.json"
+    optional = (
+        "generation_config.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+    )
+    small = ["config.json", tokenizer, *(file for file in optional if file in names)]
+    if "model.safetensors" in names or INDEX not in names:
+        return [*small, "model.safetensors"]
+    return [*small, INDEX, *shards_of(read(INDEX))]
+
+
+def shards_of(index: Path) -> list[str]:
+    """The safetensors files that an index of sharded weights names.
+
+    Raises:
+        HubError: not an index, or one that names something else than safetensors files beside it.
+    """
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        strangers = [shard for shard in shards if not SHARD.fullmatch(shard)]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise HubError(f"{index} is no index of safetensors files: use another model") from None
+    if strangers:
+        raise HubError(
+            f"{index} says that weights are in {strangers[0]!r}, which is not a safetensors file "
+            "beside it: use another model"
+        )
+    return shards

@@ -1,0 +1,135 @@
+"""A repo on the Hub: its name, its place in the cache, and what to say when it cannot be had."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import repo_folder_name
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+# The copies that ask for no licence, of the gated models that this project is about.
+UNGATED = {
+    f"meta-llama/Llama-3.2-{kind}": f"unsloth/Llama-3.2-{kind}"
+    for kind in ("1B", "1B-Instruct", "3B", "3B-Instruct")
+}
+
+# What reading the answer of something else than a Hub ends in.
+NONSENSE = (ValueError, KeyError, TypeError, FileMetadataError)
+
+
+class HubError(ValueError):
+    """A name that could not be turned into files: one line with what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repo on the Hub at one revision (branch, tag or commit), and its place in the cache."""
+
+    id: str
+    revision: str = constants.DEFAULT_REVISION
+    type: str = constants.REPO_TYPE_MODEL
+
+    @property
+    def page(self) -> str:
+        """The address of the repo's web page."""
+        return f"{endpoint()}/{constants.REPO_TYPES_URL_PREFIXES.get(self.type, '')}{self.id}"
+
+    @property
+    def folder(self) -> Path:
+        """The repo's folder in the cache."""
+        cache = Path(constants.HF_HUB_CACHE).expanduser().resolve()
+        return cache / repo_folder_name(repo_id=self.id, repo_type=self.type)
+
+    @property
+    def ref(self) -> Path:
+        """The file in the cache that says which commit the revision is."""
+        return self.folder / "refs" / self.revision
+
+    def snapshot(self, commit: str) -> Path:
+        """The folder in the cache that holds the files of a commit."""
+        return self.folder / "snapshots" / commit
+
+    def unfinished(self, commit: str) -> Path:
+        """The file that stands from before a commit's first download until after its last check."""
+        return self.folder / "unfinished" / commit
+
+
+def explain(error: Exception, repo: Repo) -> str | None:
+    """Our words for what running again will not change; None for any other trouble."""
+    error = cause(error)
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    log_in = "`hf auth login` or HF_TOKEN"
+    copy = f", or use the ungated copy {UNGATED[repo.id]}" if repo.id in UNGATED else ""
+    if isinstance(error, GatedRepoError) and status == 401:
+        return (
+            f"{repo.id} is gated and you are not logged in: accept its licence at {repo.page} and "
+            f"log in with {log_in}{copy}"
+        )
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{repo.id} is gated and your token has no access: ask for it at {repo.page} and wait "
+            f"until it is granted (a fine-grained token must also allow gated repos){copy}"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"no folder {repo.id} here, and no {repo.type} at {repo.page} that you may see: "
+            f"check the spelling, or if it is private, log in with {log_in}"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return (
+            f"{repo.id} has no revision {repo.revision}: "
+            f"choose one at {repo.page}/commits/{constants.DEFAULT_REVISION}"
+        )
+    if status == 401:
+        return (
+            f"{endpoint()} does not accept your token: renew it with {log_in}, "
+            "or remove it with `hf auth logout`"
+        )
+    if status == 403:
+        return (
+            f"{endpoint()} forbids your token to read {repo.id}: "
+            f"allow it at {endpoint()}/settings/tokens"
+        )
+    is_outage = isinstance(error, ConnectionError | TimeoutError)
+    if isinstance(error, OSError) and error.errno and not is_outage:
+        return (
+            f"the cache {constants.HF_HUB_CACHE} cannot be written ({error.strerror}): "
+            "make room, or set HF_HOME to another folder"
+        )
+    return None
+
+
+def reason(error: Exception) -> str:
+    """A few words on an error, none of them the server's."""
+    error = cause(error)
+    if isinstance(error, HfHubHTTPError):
+        return f"it answered {error.response.status_code}"
+    if isinstance(error, NONSENSE):
+        return "what answers there is no Hub, check HF_ENDPOINT"
+    if type(error) is OSError:
+        return "it was not as long as announced"
+    return type(error).__name__
+
+
+def cause(error: Exception) -> Exception:
+    """What lies behind the client's "not in the cache either", or the error itself."""
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return error.__cause__
+    return error
+
+
+def endpoint() -> str:
+    """The Hub's address, without a password that may be part of it."""
+    return re.sub(r"//[^/@]*@", "//", constants.ENDPOINT)
