@@ -20,9 +20,9 @@ from data.chat_format import Message, chat_format_of
 from data.command_line import argument, option, parse, run
 from data.hub import fetch_model
 from data.tokenizer import Tokenizer
-from lora.config import find_adapter
+from lora.config import CONFIG_FILE, find_adapter, read_config
 from model.config import LlamaConfig
-from model.generation_config import SamplingConfig, stop_ids
+from model.generation_config import SamplingConfig, room_for, stop_ids
 
 if TYPE_CHECKING:
     from model.llama import Llama
@@ -45,7 +45,7 @@ class AskConfig:
     )
     top_p: float | None = option(
         None,
-        "draw among the likeliest tokens that together are this probable (default: the model's own)",
+        "draw among the likeliest tokens, this probable together (default: the model's own)",
     )
     min_p: float | None = option(
         None,
@@ -66,32 +66,55 @@ def ask(config: AskConfig) -> None:
     if not prompt.strip():
         raise ValueError("the prompt is empty; ask something")
     source = fetch_model(config.model)
-    LlamaConfig.from_folder(source.path)
+    llama = LlamaConfig.from_folder(source.path)
     sampling = sampling_settings(config, source.path)
     tokenizer = Tokenizer.from_folder(source.path)
-    chat_format = chat_format_of(tokenizer)
-    messages = [Message("system", config.system)] if config.system else []
+    try:
+        chat_format = chat_format_of(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{source.path}: {error}") from None
+    messages = [] if config.system is None else [Message("system", config.system)]
     ids = chat_format.render([*messages, Message("user", prompt)], generation_prompt=True).ids
+    room = room_for(llama, ids, config.max_new_tokens)
     stops = stop_ids(source.path) | chat_format.end_ids
-    adapter = find_adapter(Path(config.adapter)) if config.adapter else None
+    adapter = None if config.adapter is None else find_adapter(Path(config.adapter))
+    if adapter:
+        read_config(adapter / CONFIG_FILE)
 
     # PyTorch takes a second to import, which nobody should wait for to be told of a mistake above.
+    import torch
+
     from model.generate import stream
     from model.sampling import Sampler
 
-    model = load(config, source.path, adapter)
-    started = time.perf_counter()
-    sampler = Sampler(sampling, config.seed, model.lm_head.weight.device)
-    times = show(stream(model, ids, sampler, stops, config.max_new_tokens), tokenizer)
+    try:
+        model = load(config, source.path, adapter)
+        started = time.perf_counter()
+        sampler = Sampler(sampling, config.seed, model.lm_head.weight.device)
+        times = show(stream(model, ids, sampler, stops, room), tokenizer)
+    except torch.OutOfMemoryError:
+        raise ValueError(
+            f"{config.model} does not fit into the memory of the device; try a smaller model, "
+            "fewer --max-new-tokens, or --device cpu"
+        ) from None
     print(speed(started, times, len(ids), model), file=sys.stderr)
 
 
 def sampling_settings(config: AskConfig, folder: Path) -> SamplingConfig:
     """The model's own settings, with those replaced that the user gave."""
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"seed is {config.seed}; it must be 0 or more and below 2^63")
     own = SamplingConfig.from_folder(folder)
     names = [field.name for field in dataclasses.fields(own)]
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    return dataclasses.replace(own, **given)
+    settings = dataclasses.replace(own, **given)
+    without_effect = given.keys() & {"top_k", "top_p", "min_p"}
+    if settings.temperature == 0 and without_effect:
+        raise ValueError(
+            f"{min(without_effect)} has no effect at temperature 0, which always takes the "
+            "likeliest token; add --temperature 1"
+        )
+    return settings
 
 
 def load(config: AskConfig, folder: Path, adapter: Path | None) -> Llama:
@@ -141,9 +164,12 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["ask"]:
         config = parse(AskConfig, arguments[1:], "chat.py ask", "Streams the answer to a question.")
         return run("chat.py", lambda: ask(config))
-    wants_help = arguments[:1] in (["-h"], ["--help"])
-    print(__doc__.strip() + "\n\nFlags: python chat.py ask --help", file=sys.stderr)
-    return 0 if wants_help else 2
+    usage = __doc__.strip() + "\n\nFlags: python chat.py ask --help"
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(usage)
+        return 0
+    print(usage, file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Conversations to token ids, and which of the ids an assistant wrote.
 
-A format (`chat_templates.py`) yields pieces, and `ChatFormat.render` turns them into ids. Because
-control tokens come from code and texts are only ever encoded as text, nothing that a turn says can
-end the turn, open another or pose as the system.
+A format (`chat_templates.py`) yields pieces, and `ChatFormat.render` turns them into ids. Control
+tokens come from code, and texts are only ever encoded as text. So in Llama 3 and ChatML, which mark
+turns by control tokens, nothing that a turn says can end it, open another or pose as the system.
+Zephyr and Llama 2 mark turns with ordinary text (see there), which a user can imitate.
 
 The ids are those of the Hub's template, with two differences, both deliberate. Where the tokenizer
 puts a BOS in front of every text and the template writes none, it is there: once, at index 0. And
@@ -191,7 +192,8 @@ def name_of_format(tokenizer: Tokenizer) -> str:
     if template is not None:
         found = f"its chat template begins {' '.join(template.split())[:80]!r}"
     else:
-        found = f"it has no chat template, and its control tokens are {some(tokenizer.control_ids)}"
+        tokens = first_names(tokenizer.control_ids)
+        found = f"it has no chat template, and its control tokens are {tokens}"
     raise ValueError(f"unknown chat format: {found}; known are {', '.join(MARKS)}")
 
 
@@ -201,7 +203,7 @@ def check_control_tokens(tokenizer: Tokenizer, name: str, tokens: Sequence[str])
         if token not in tokenizer.control_ids:
             raise ValueError(
                 f"the chat format {name} needs the control token {token}, which this tokenizer "
-                f"does not have; it has {some(tokenizer.control_ids)}"
+                f"does not have; it has {first_names(tokenizer.control_ids)}"
             )
         if tokenizer.control_ids[token] in tokenizer.encode(token):
             raise ValueError(
@@ -210,7 +212,7 @@ def check_control_tokens(tokenizer: Tokenizer, name: str, tokens: Sequence[str])
             )
 
 
-def some(tokens: dict[str, int]) -> str:
+def first_names(tokens: dict[str, int]) -> str:
     """The first few names of many."""
     names = list(tokens)
     return " ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

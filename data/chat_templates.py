@@ -23,6 +23,8 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise ValueError(f"unknown role {self.role!r}: a turn is by one of {', '.join(ROLES)}")
+        if not isinstance(self.content, str):
+            raise ValueError(f"the {self.role}'s turn is {self.content!r}, not a text")
 
 
 class Piece(NamedTuple):

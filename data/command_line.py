@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import itertools
+import os
 import sys
 import types
 import typing
@@ -47,11 +48,11 @@ def parse(config: type[T], arguments: Sequence[str], program: str, description: 
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         add_field(parser, field, plain_type(hints[field.name]))
-    flags = list(itertools.takewhile(lambda a: a != "--", arguments))  # after -- all is text
-    given = [with_hyphens(a) for a in flags] + list(arguments[len(flags) :])
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    before = list(itertools.takewhile(lambda a: a != "--", arguments))  # after -- all is text
+    given = [with_hyphens(a, known) for a in before] + list(arguments[len(before) :])
     values, unknown = parser.parse_known_args(given)
     if unknown:
-        known = [flag for action in parser._actions for flag in action.option_strings]
         parser.error(unknown_message(unknown[0], known))
     return config(**vars(values))
 
@@ -83,12 +84,11 @@ def plain_type(hint: Any) -> type:
     return hint
 
 
-def with_hyphens(argument: str) -> str:
-    """The argument with `--some_flag` written as `--some-flag`; its value stays as it is."""
-    if not argument.startswith("--"):
-        return argument
+def with_hyphens(argument: str, flags: Sequence[str]) -> str:
+    """`--some-flag` for `--some_flag`; any other text stays as it is."""
     flag, equals, value = argument.partition("=")
-    return flag.replace("_", "-") + equals + value
+    hyphened = flag.replace("_", "-")
+    return hyphened + equals + value if hyphened in flags else argument
 
 
 def unknown_message(given: str, known: Sequence[str]) -> str:
@@ -104,6 +104,9 @@ def run(program: str, command: Callable[[], None]) -> int:
     """Runs a command; what a user can cause becomes one line on stderr. Returns the exit status."""
     try:
         command()
+        return 0
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stdout = open(os.devnull, "w")
         return 0
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())

@@ -92,7 +92,7 @@ def shards_of(index: Path) -> list[str]:
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         strangers = [shard for shard in shards if not SHARD.fullmatch(shard)]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise HubError(f"{index} is no index of safetensors files: use another model") from None
     if strangers:
         raise HubError(

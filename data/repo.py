@@ -132,4 +132,4 @@ def cause(error: Exception) -> Exception:
 
 def endpoint() -> str:
     """The Hub's address, without a password that may be part of it."""
-    return re.sub(r"//[^/@]*@", "//", constants.ENDPOINT)
+    return re.sub(r"//[^/]*@", "//", constants.ENDPOINT)

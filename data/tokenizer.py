@@ -53,8 +53,7 @@ class Tokenizer:
         self.chat_template = chat_template
         self.bytes_by_id: dict[int, bytes] = {}
 
-        bos_token = config.get("bos_token")
-        name = bos_token["content"] if isinstance(bos_token, dict) else bos_token
+        name = config.get("bos_token")
         self.bos_id = self.control_ids[name] if name in self.control_ids else vocabulary.bos_id
         adds_bos = config.get("add_bos_token")
         if adds_bos is None:
@@ -172,19 +171,42 @@ def check_has_no_half_characters(text: str) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The tokenizer_config.json, or nothing where there is none."""
+    """What a tokenizer_config.json says of BOS and of the chat template; nothing without the file.
+
+    Raises:
+        ValueError: if the file is not JSON, or if one of these fields holds something else.
+    """
+    if not path.is_file():
+        return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} holds {type(raw).__name__}, not an object")
+    bos_token, template = raw.get("bos_token"), raw.get("chat_template")
+    if isinstance(bos_token, dict):
+        bos_token = bos_token.get("content")
+    if isinstance(template, list):  # several, by name
+        named = [entry for entry in template if isinstance(entry, dict)]
+        template = next((e.get("template") for e in named if e.get("name") == "default"), None)
+    config = {
+        "bos_token": (bos_token, str),
+        "add_bos_token": (raw.get("add_bos_token"), bool),
+        "chat_template": (template, str),
+    }
+    for name, (value, kind) in config.items():
+        if not isinstance(value, kind | None):
+            raise ValueError(f"{path}: {name} is {str(value)[:60]!r}, which is not understood")
+    return {name: value for name, (value, _) in config.items()}
 
 
 def read_chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """The template's text: in its own file, or in the config, alone or as "default" of several."""
+    """The template's text: in its own file, or in the config."""
     own_file = folder / "chat_template.jinja"
-    if own_file.is_file():
+    if not own_file.is_file():
+        return config.get("chat_template")
+    try:
         return own_file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        return {named["name"]: named["template"] for named in template}.get("default")
-    return template
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{own_file} cannot be read: {error}") from None

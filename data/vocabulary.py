@@ -38,6 +38,8 @@ class TokenizerJson:
             )
         self.strips_space = not self.is_byte_level and decoder.decode(["▁a"]) == "a"
 
+        if not self.backend.encode("a", add_special_tokens=False).ids:
+            raise ValueError(f"{path} has no token for the letter a; it is empty or damaged")
         first = self.backend.encode("a").ids[0]
         self.bos_id = first if first in added else None
         self.spaces_segments = not self.is_byte_level and any(

@@ -107,10 +107,19 @@ def lora_config(raw: Mapping[str, Any]) -> LoRAConfig:
         isinstance(t, str) and re.fullmatch(r"\w+", t) for t in targets
     ):
         raise ValueError(f"target_modules is {targets!r}, not a list of layer names")
-    rank, alpha, rslora = raw["r"], raw["lora_alpha"], raw.get("use_rslora", False)
-    if type(rank) is not int or type(alpha) not in (int, float) or type(rslora) is not bool:
-        raise ValueError(f"r {rank!r}, lora_alpha {alpha!r} or use_rslora {rslora!r} is no number")
-    return LoRAConfig(rank, float(alpha), 0.0, tuple(sorted(targets)), rslora)
+    rslora = raw.get("use_rslora", False)
+    numbers = {
+        "r": (raw["r"], int, "a whole number"),
+        "lora_alpha": (raw["lora_alpha"], int | float, "a number"),
+        "use_rslora": (rslora, bool, "true or false"),
+    }
+    for name, (value, kind, wanted) in numbers.items():
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"{name} is {value!r}, not {wanted}")
+    for name in ("base_model_name_or_path", "revision"):
+        if not isinstance(raw.get(name), str | None):
+            raise ValueError(f"{name} is {raw[name]!r}, not a text")
+    return LoRAConfig(raw["r"], float(raw["lora_alpha"]), 0.0, tuple(sorted(targets)), rslora)
 
 
 def peft_config(config: LoRAConfig, base: BaseModel) -> dict[str, Any]:

@@ -2,7 +2,7 @@ r"""The LoRA layer: a frozen linear map plus a small trainable correction.
 
 Hu et al., "LoRA", arXiv:2106.09685, section 4.1:
 
-    h  =  W x  +  scale * B A x
+    h  =  W x  +  scale * B A dropout(x)
 
           +----------- W (out, in), frozen -----------+
      x ---|                                           +---> h
@@ -92,4 +92,4 @@ class LoRALinear(nn.Module):
         linear = nn.Linear(self.base.in_features, self.base.out_features, bias=False, device="meta")
         linear.weight = nn.Parameter(weight, requires_grad=False)
         linear.bias = self.base.bias
-        return linear
+        return linear.train(self.training)

@@ -26,25 +26,25 @@ class KVCache:
     def __init__(
         self,
         config: LlamaConfig,
-        texts: int,
+        rows: int,
         capacity: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
         layers, K, E = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         # Not `empty`: what a mask hides still enters as 0 times its value, and 0 * NaN is NaN.
-        self.keys = torch.zeros(layers, texts, K, capacity, E, dtype=dtype, device=device)
+        self.keys = torch.zeros(layers, rows, K, capacity, E, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
-        self.tokens: list[list[int]] = [[] for _ in range(texts)]
+        self.tokens: list[list[int]] = [[] for _ in range(rows)]
 
     @property
     def capacity(self) -> int:
         """Tokens that each text may have."""
         return self.keys.shape[3]
 
-    def rewind(self, text: int, length: int) -> None:
-        """Forgets all but the first `length` tokens of a text."""
-        del self.tokens[text][length:]
+    def rewind(self, row: int, length: int) -> None:
+        """Forgets all but the first `length` tokens of text `row`."""
+        del self.tokens[row][length:]
 
     def grow(self, capacity: int) -> None:
         """Makes room for at least `capacity` tokens a text, keeping what is there."""
@@ -55,11 +55,11 @@ class KVCache:
             self.keys = torch.cat([self.keys, room], dim=3)
             self.values = torch.cat([self.values, room], dim=3)
 
-    def keep(self, texts: Sequence[int]) -> None:
-        """Drops every text but the given ones."""
-        index = torch.tensor(texts, device=self.keys.device)
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops every text but those of the given rows."""
+        index = torch.tensor(rows, device=self.keys.device)
         self.keys, self.values = self.keys[:, index], self.values[:, index]
-        self.tokens = [self.tokens[text] for text in texts]
+        self.tokens = [self.tokens[row] for row in rows]
 
 
 class CachedAttention:
@@ -77,6 +77,15 @@ class CachedAttention:
         self.past = [len(tokens) for tokens in cache.tokens]
         self.ends = [past + n for past, n in zip(self.past, self.lengths, strict=True)]
         assert max(self.ends) <= cache.capacity, f"{max(self.ends)} tokens > {cache.capacity}"
+        # Made here and not in every layer: each copy to a GPU makes the processor wait for it.
+        device = cache.keys.device
+        rows = torch.arange(len(new), device=device)  # (B,)
+        places = torch.tensor(self.past, device=device)  # (B,)
+        known = None
+        if min(self.ends) < max(self.ends):
+            keys = torch.arange(max(self.ends), device=device)  # (S,)
+            known = keys <= places[:, None, None, None]  # (B, 1, 1, S)
+        self.rows, self.places, self.known = rows, places, known
 
     def positions(self, device: torch.device) -> Tensor:
         spans = zip(self.past, self.ends, strict=True)
@@ -88,11 +97,11 @@ class CachedAttention:
             return self.attend_one_each(keys, values, q, k, v)
         per_text = zip(*(x.split(self.lengths) for x in (q, k, v)), strict=True)
         seen = []
-        for text, (q_new, k_new, v_new) in enumerate(per_text):
-            past, end = self.past[text], self.ends[text]
-            keys[text, :, past:end] = k_new.transpose(0, 1)
-            values[text, :, past:end] = v_new.transpose(0, 1)
-            known = (x[text, :, :end].transpose(0, 1) for x in (keys, values))
+        for row, (q_new, k_new, v_new) in enumerate(per_text):
+            past, end = self.past[row], self.ends[row]
+            keys[row, :, past:end] = k_new.transpose(0, 1)
+            values[row, :, past:end] = v_new.transpose(0, 1)
+            known = (x[row, :, :end].transpose(0, 1) for x in (keys, values))
             seen.append(causal_attention(q_new, *known))
         return torch.cat(seen)
 
@@ -104,17 +113,12 @@ class CachedAttention:
         A text's only query may look at every token, so the H / K query heads that share a key head
         stand where several query tokens otherwise would: no key is copied for them.
         """
-        B, K, S = q.shape[0], k.shape[1], max(self.ends)
-        texts = torch.arange(B, device=q.device)
-        past = torch.tensor(self.past, device=q.device)
-        keys[texts, :, past] = k
-        values[texts, :, past] = v
+        K, S = k.shape[1], max(self.ends)
+        keys[self.rows, :, self.places] = k
+        values[self.rows, :, self.places] = v
         groups = q.unflatten(1, (K, -1))  # (B, K, H // K, E)
-        known = None
-        if min(self.ends) < S:
-            known = torch.arange(S, device=q.device) <= past[:, None, None, None]  # (B, 1, 1, S)
         seen = F.scaled_dot_product_attention(
-            groups, keys[:, :, :S], values[:, :, :S], attn_mask=known
+            groups, keys[:, :, :S], values[:, :, :S], attn_mask=self.known
         )  # (B, K, H // K, E)
         return seen.flatten(1, 2)
 

@@ -1,7 +1,7 @@
 """What kind of Llama a checkpoint is: its `config.json`, read strictly.
 
-The names are the file's own. A field that would change the forward pass and that this project does
-not compute is refused, by its name and value, so that no model is ever run as something it is not.
+The names are the file's own. A field that is known to change the forward pass in a way that is not
+computed here is refused, by its name and value: no model is to be run as something it is not.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ class LlamaConfig:
     rope_scaling: RopeScaling | None
     tie_word_embeddings: bool
     dtype: str = "float32"
-    eos_token_id: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -111,7 +110,6 @@ class LlamaConfig:
             rope_scaling=rope_scaling,
             tie_word_embeddings=boolean(raw, "tie_word_embeddings", False),
             dtype=read_dtype(raw),
-            eos_token_id=token_ids(raw, "eos_token_id"),
         )
 
 
@@ -127,7 +125,7 @@ def read_rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         raise ValueError(f"{name} is {rope!r}, not an object")
     theta = number(rope if "rope_theta" in rope else raw, "rope_theta", 10_000.0)
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind in ("default", None):
+    if kind == "default":
         return theta, None
     if kind != "llama3":
         raise ValueError(f"{name}.rope_type is {kind!r}; only 'default' and 'llama3' are known")
@@ -173,8 +171,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def integer(raw: dict[str, Any], name: str, default: int | None = None) -> int:
     """The positive whole number called `name`."""
     value = default if raw.get(name) is None else raw[name]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}, not a positive whole number")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+        raise ValueError(f"{name} is {value!r}, not a positive whole number below 2^31")
     return value
 
 

@@ -9,17 +9,19 @@ Shapes: B texts, T tokens in this call, D hidden_size, V vocab_size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
 
 from model.cache import CachedAttention, KVCache
+from model.generation_config import room_for
 from model.llama import Llama
 from model.sampling import Sampler
 
-# Tokens of a prompt that pass through the model at once: bounds the memory of a long prompt.
-PREFILL_TOKENS = 1024
+# Tokens of a prompt that pass through the model at once: what they need grows with the tokens
+# before them, but no longer with the prompt's square.
+PREFILL_TOKENS = 512
 
 
 @torch.inference_mode()
@@ -37,29 +39,10 @@ def extend(model: Llama, cache: KVCache, new: Sequence[Sequence[int]]) -> Tensor
     return logits
 
 
-def new_cache(model: Llama, texts: int, capacity: int) -> KVCache:
+def new_cache(model: Llama, rows: int, capacity: int) -> KVCache:
     """An empty cache of the model's dtype, on its device."""
     weight = model.model.embed_tokens.weight
-    return KVCache(model.config, texts, capacity, weight.dtype, weight.device)
-
-
-def room_for(model: Llama, prompt: Sequence[int], max_new_tokens: int) -> int:
-    """How many tokens an answer may have, at most, in the model's context.
-
-    Raises:
-        ValueError: if the prompt is empty or leaves no room for an answer.
-    """
-    context = model.config.max_position_embeddings
-    if not prompt:
-        raise ValueError("the prompt is empty")
-    if max_new_tokens < 1:
-        raise ValueError(f"max-new-tokens is {max_new_tokens}; it must be at least 1")
-    if len(prompt) >= context:
-        raise ValueError(
-            f"the prompt has {len(prompt):,} tokens and the model's context holds {context:,}, "
-            "the answer included; shorten the prompt"
-        )
-    return min(max_new_tokens, context - len(prompt))
+    return KVCache(model.config, rows, capacity, weight.dtype, weight.device)
 
 
 def prefill(model: Llama, cache: KVCache, prompt: Sequence[int]) -> Tensor:
@@ -103,13 +86,13 @@ def stream(
     Raises:
         ValueError: if the prompt leaves no room for an answer.
     """
-    room = room_for(model, prompt, max_new_tokens)
+    room = room_for(model.config, prompt, max_new_tokens)
     cache = cache or new_cache(model, 1, len(prompt) + room)
     cache.grow(len(prompt) + room)
     logits = prefill(model, cache, prompt)  # (1, V)
     answer: list[int] = []
     while True:
-        token = int(sampler.choose(logits[0], [*prompt, *answer]))
+        token = int(sampler.choose(logits[0], chain(prompt, answer)))
         if token in stop_ids:
             return
         answer.append(token)
@@ -128,9 +111,12 @@ def generate_batch(
 ) -> list[list[int]]:
     """The answers to several prompts at once; each is what `stream` gives for its prompt alone.
 
-    Texts that have ended leave the batch, so the last ones do not pay for the others.
+    Texts that have ended leave the batch, so the last ones do not pay for the others. All prompts
+    pass through the model at once: for many long ones, call this for a few at a time.
     """
-    rooms = [room_for(model, prompt, max_new_tokens) for prompt in prompts]
+    if not prompts:
+        return []
+    rooms = [room_for(model.config, prompt, max_new_tokens) for prompt in prompts]
     capacity = max(len(p) + room for p, room in zip(prompts, rooms, strict=True))
     cache = new_cache(model, len(prompts), capacity)
     answers: list[list[int]] = [[] for _ in prompts]
@@ -139,7 +125,7 @@ def generate_batch(
     while True:
         chosen = torch.stack(
             [
-                samplers[i].choose(scores, [*prompts[i], *answers[i]])
+                samplers[i].choose(scores, chain(prompts[i], answers[i]))
                 for i, scores in zip(active, logits, strict=True)
             ]
         ).tolist()

@@ -1,4 +1,4 @@
-"""What a model's files recommend for generation: how to choose tokens, and when to stop.
+"""How to choose tokens and when to stop: what a model's files say, and what its context allows.
 
 Needs no PyTorch, so that wrong settings are refused before it is loaded.
 """
@@ -6,10 +6,11 @@ Needs no PyTorch, so that wrong settings are refused before it is loaded.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from model.config import boolean, read_json, token_ids
+from model.config import LlamaConfig, boolean, read_json, token_ids
 
 FILE = "generation_config.json"
 
@@ -76,8 +77,10 @@ class SamplingConfig:
 def stop_ids(folder: Path) -> frozenset[int]:
     """Every token id that ends an answer, by generation_config.json, or else by config.json.
 
+    Empty if neither file names one; the chat format has end tokens of its own.
+
     Raises:
-        ValueError: if neither file names one, since generation would then never stop.
+        ValueError: if a file is not readable, or names something else than ids.
     """
     for path in (folder / FILE, folder / "config.json"):
         try:
@@ -86,4 +89,29 @@ def stop_ids(folder: Path) -> frozenset[int]:
             raise ValueError(f"{path}: {error}") from None
         if ids:
             return frozenset(ids)
-    raise ValueError(f"{folder}: neither {FILE} nor config.json has an eos id")
+    return frozenset()
+
+
+def room_for(config: LlamaConfig, prompt: Sequence[int], max_new_tokens: int) -> int:
+    """How many tokens an answer may have, at most, in the model's context.
+
+    Raises:
+        ValueError: if the prompt is empty, holds ids that the model does not have, or leaves no
+            room for an answer.
+    """
+    context = config.max_position_embeddings
+    if not prompt:
+        raise ValueError("the prompt is empty")
+    if max(prompt) >= config.vocab_size:
+        raise ValueError(
+            f"the prompt has token id {max(prompt)} and the model knows {config.vocab_size:,} ids; "
+            "tokenizer and weights do not belong together"
+        )
+    if max_new_tokens < 1:
+        raise ValueError(f"max-new-tokens is {max_new_tokens}; it must be at least 1")
+    if len(prompt) >= context:
+        raise ValueError(
+            f"the prompt has {len(prompt):,} tokens and the model's context holds {context:,}, "
+            "the answer included; shorten the prompt"
+        )
+    return min(max_new_tokens, context - len(prompt))

@@ -72,10 +72,10 @@ class MLP(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        D, F_ = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(D, F_, bias=False)
-        self.up_proj = nn.Linear(D, F_, bias=False)
-        self.down_proj = nn.Linear(F_, D, bias=False)
+        size, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(size, inner, bias=False)
+        self.up_proj = nn.Linear(size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         gated = F.silu(self.gate_proj(x)) * self.up_proj(x)  # (T, F)
@@ -152,8 +152,12 @@ class Llama(nn.Module):
         Returns:
             Logits, (B, T, V); zero at padding.
         """
+        assert attention_mask.dtype == torch.bool, "numbers would be taken for row indices"
+        dtype = self.lm_head.weight.dtype
+        logits = torch.zeros(
+            *tokens.shape, self.config.vocab_size, dtype=dtype, device=tokens.device
+        )  # (B, T, V)
         lengths = [n for n in attention_mask.sum(dim=1).tolist() if n > 0]
-        real = self(tokens[attention_mask], Packed(lengths))
-        logits = real.new_zeros(*tokens.shape, self.config.vocab_size)  # (B, T, V)
-        logits[attention_mask] = real
+        if lengths:
+            logits[attention_mask] = self(tokens[attention_mask], Packed(lengths))
         return logits

@@ -38,7 +38,8 @@ class Sampler:
 
         Args:
             logits: scores of the next token, (V,).
-            seen: the ids that the text holds so far, prompt and answer.
+            seen: the ids that the text holds so far, prompt and answer; only a repetition penalty
+                looks at them.
         """
         logits = logits.float()  # (V,)
         if self.config.repetition_penalty != 1:
@@ -46,7 +47,8 @@ class Sampler:
         if self.config.temperature == 0:
             return logits.argmax()
         # The best score becomes 0, which no temperature, however small, turns into infinity.
-        kept = filtered((logits - logits.max()) / self.config.temperature, self.config)  # (V,)
+        temperature = max(self.config.temperature, torch.finfo(torch.float32).tiny)
+        kept = filtered((logits - logits.max()) / temperature, self.config)  # (V,)
         return torch.multinomial(kept.softmax(-1), 1, generator=self.generator)[0]
 
 

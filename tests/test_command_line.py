@@ -78,7 +78,8 @@ def test_dash_and_underscore_are_the_same_in_a_flag_and_kept_in_a_value(form):
 
 
 def test_text_is_kept_as_it_is():
-    for text in ("a_b --some_name c_d", "-", "-5", "", "100%", "{x}", "_--_"):
+    texts = ("a_b --some_name c_d", "--some_name what?", "-", "-5", "", "100%", "{x}", "_--_")
+    for text in texts:
         assert parsed(shlex.quote(text)).prompt == text
     assert parsed("-- --some_name").prompt == "--some_name"
     assert parsed("--some_name x -- --a_b") == Config("--a_b", "x")
@@ -106,7 +107,7 @@ def test_a_negative_number_is_a_value():
         ("hi --max-token 7", "unknown flag --max-token (did you mean --max-tokens?)"),
         ("hi --max 7", "unknown flag --max"),
         ("hi --somename=x", "unknown flag --somename (did you mean --some-name?)"),
-        ("hi --is_lout", "unknown flag --is-lout (did you mean --is-loud?)"),
+        ("hi --is_lout", "unknown flag --is_lout (did you mean --is-loud?)"),
         ("hi --zzz", "unknown flag --zzz; see"),
         ("hi -x", "unknown flag -x; see"),
     ],

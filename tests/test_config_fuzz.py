@@ -29,7 +29,8 @@ VALUES = st.recursive(
     | st.integers(-3, 60)
     | st.integers()
     | st.floats()
-    | st.sampled_from(["llama", "llama3", "default", "silu", "bfloat16", "\n", "10", 10**400]),
+    | st.sampled_from([10**400, -(10**400), 1e308, 5e-324])
+    | st.sampled_from(["llama", "llama3", "default", "silu", "bfloat16", "\n", "10"]),
     lambda inner: st.lists(inner, max_size=3) | ropes(inner),
     max_leaves=8,
 )

@@ -38,7 +38,7 @@ def test_packed_documents_score_as_each_alone(device, dtype):
 
 
 def test_positions_restart_with_every_document():
-    """Scores depend on distances alone, so only precision would suffer, and only in long streams."""
+    """Scores depend on distances alone: only precision would suffer, and in long streams only."""
     assert Packed([3, 1, 2]).positions(torch.device("cpu")).tolist() == [0, 1, 2, 0, 0, 1]
 
 

@@ -18,7 +18,8 @@ from data.chat_format import Message, chat_format_of
 from data.tokenizer import Tokenizer
 from model.attention import Packed
 from model.generate import generate_batch, stream
-from model.sampling import Sampler, SamplingConfig, stop_ids
+from model.generation_config import SamplingConfig, stop_ids
+from model.sampling import Sampler
 from model.weights import load_model
 
 transformers = pytest.importorskip("transformers")

@@ -57,6 +57,7 @@ def claims_of(path: Path) -> list[Claim]:
         if token.type == tokenize.COMMENT and (match := SHAPE.match(token.string))
     }
     claims = []
+    unclaimed = set(shapes)
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Assign) and node.end_lineno in shapes:
             target = node.targets[0]
@@ -64,6 +65,8 @@ def claims_of(path: Path) -> list[Claim]:
             dimensions = tuple(d.strip() for d in shapes[node.end_lineno].split(",") if d.strip())
             lines = range(node.lineno, node.end_lineno + 1)
             claims.append(Claim(str(path), lines, target.id, dimensions))
+            unclaimed.discard(node.end_lineno)
+    assert not unclaimed, f"{path}: shape comments that no assignment ends with: {unclaimed}"
     return claims
 
 
