@@ -151,6 +151,8 @@ def test_a_missing_field_is_refused_by_name(field, folder):
         ("lora_alpha", float("nan")),
         ("lora_alpha", float("inf")),
         ("lora_alpha", 10**400),
+        ("base_model_name_or_path", 7),
+        ("revision", ["main"]),
     ],
 )
 def test_a_setting_that_is_not_understood_is_refused(field, value, folder):

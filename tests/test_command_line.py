@@ -9,6 +9,7 @@ traceback swallowed; status 1.
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import dataclass, fields
 
 import pytest
@@ -171,6 +172,14 @@ def test_a_bug_of_ours_keeps_its_traceback(error, capsys):
     with pytest.raises(type(error)):
         ending(raising(error))
     assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake(capsys, monkeypatch):
+    """As in `python chat.py ask ... | head -1`; what Python writes at its end must not fail either."""
+    monkeypatch.setattr("sys.stdout", sys.stdout)
+    assert ending(raising(BrokenPipeError(32, "Broken pipe"))) == 0
+    print("the last words", flush=True)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_an_interrupt_ends_with_130_as_in_a_shell(capsys):

@@ -213,6 +213,8 @@ def test_where_both_names_stand_the_older_one_counts_as_in_transformers():
         ("hidden_size", 48.0),
         ("hidden_size", True),
         ("vocab_size", 0),
+        ("vocab_size", 2**31),
+        ("hidden_size", 10**50),
         ("num_hidden_layers", -3),
         ("intermediate_size", math.nan),
         ("max_position_embeddings", [131072]),
@@ -236,7 +238,7 @@ def test_what_cannot_be_computed_is_refused_with_the_field_and_its_value(field, 
     assert field.removeprefix("torch_") in message and repr(value).strip("'") in message
 
 
-@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "longrope", 3])
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "longrope", 3, None])
 def test_other_kinds_of_rope_scaling_are_refused(kind):
     for name in ("rope_type", "type"):
         raw = tiny_config(rope_parameters=None, rope_scaling={name: kind, "factor": 4.0})

@@ -3,7 +3,7 @@
 Each of these bugs was put into the code once and seen to fail here: scale alpha instead of
 alpha / r; A and B exchanged; B started at random; A started with Kaiming's a = 0; A and B kept in
 the base's dtype; dropout on the frozen path too; dropout also in evaluation; a new layer in
-training mode within a model in evaluation; the model left unfrozen; a tied head adapted; the switch
+training mode within a model in evaluation, merged or not; the model left unfrozen; a tied head adapted; the switch
 not restored after an exception, or set to on; the merge computed in bfloat16; the merge written
 into the base.
 """
@@ -98,6 +98,8 @@ def test_dropout_thins_the_input_of_the_update_only_and_only_in_training():
 def test_a_new_layer_is_in_the_mode_of_the_model_around_it():
     model = adapted_llama(LoRAConfig(dropout=0.5))
     assert torch.equal(logits(model), logits(model))
+    assert not any(module.training for module in model.modules())
+    merge_lora(model)
     assert not any(module.training for module in model.modules())
 
 
