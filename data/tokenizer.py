@@ -24,8 +24,6 @@ from data.vocabulary import TokenizerJson, TokenizerModel
 # comes before this; both are then cut off. No vocabulary merges a NUL with what follows it.
 MARKER = "\0"
 
-FEW_TEXTS = 32  # to hand so few to other threads costs more than it gains
-
 
 class Tokenizer:
     """A model's vocabulary: text to content ids, ids to text, and the control tokens by name.
@@ -99,25 +97,19 @@ class Tokenizer:
     def encode_batch(
         self, texts: Iterable[str], continues: Sequence[bool] | None = None
     ) -> list[list[int]]:
-        """What `encode` gives for each text; where they are many, all processor cores work."""
+        """What `encode` gives for each text, with all processor cores at work."""
         texts = list(texts)
         for text in texts:
             check_has_no_half_characters(text)
         if continues is None or not any(continues) or not self.leading_space:
-            return self.ids_of_all(texts)
+            return self.vocabulary.encode_batch(texts)
 
         marked = [MARKER * goes_on + text for text, goes_on in zip(texts, continues, strict=True)]
-        rows = self.ids_of_all(marked)
+        rows = self.vocabulary.encode_batch(marked)
         return [
             row[self.marker_length :] if goes_on else row
             for row, goes_on in zip(rows, continues, strict=True)
         ]
-
-    def ids_of_all(self, texts: list[str]) -> list[list[int]]:
-        """The vocabulary's ids of each text."""
-        if len(texts) <= FEW_TEXTS:
-            return [self.vocabulary.encode(text) for text in texts]
-        return self.vocabulary.encode_batch(texts)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; control tokens appear as their names, broken UTF-8 as U+FFFD."""

@@ -57,10 +57,6 @@ class TokenizerJson:
         ids = self.backend.encode(control_token + "a", add_special_tokens=False).ids
         return b"".join(map(self.bytes_of, ids)).decode() == control_token + " a"
 
-    def encode(self, text: str) -> list[int]:
-        """Content ids."""
-        return self.backend.encode(text, add_special_tokens=False).ids
-
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Content ids of each text, computed in parallel."""
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
@@ -97,10 +93,6 @@ class TokenizerModel:
             if self.backend.is_control(token_id) or self.backend.is_unknown(token_id)
         }
         self.bos_id = self.backend.bos_id() if self.backend.bos_id() >= 0 else None
-
-    def encode(self, text: str) -> list[int]:
-        """Content ids."""
-        return self.backend.encode(text)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Content ids of each text, computed in parallel."""

@@ -2,8 +2,8 @@
 
 `tests/test_lora_matches_peft.py` has the exchange with PEFT. Each of these bugs was put into the
 code once and seen to fail here: unknown fields ignored; missing tensors ignored; left over tensors
-ignored; shapes broadcast; values that are not finite taken; the model left with LoRA layers, or
-left frozen, after a refusal; base_sha256 not written; a run's folder not searched.
+ignored; shapes not compared; values that are not finite taken; the model changed before the check;
+base_sha256 not written; a run's folder not searched.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def test_a_bug_of_ours_keeps_its_traceback(error, capsys):
 
 
 def test_a_reader_that_has_seen_enough_is_no_mistake(capsys, monkeypatch):
-    """As in `python chat.py ask ... | head -1`; what Python writes at its end must not fail either."""
+    """As in `python chat.py ask ... | head -1`; what is written after that must not fail either."""
     monkeypatch.setattr("sys.stdout", sys.stdout)
     assert ending(raising(BrokenPipeError(32, "Broken pipe"))) == 0
     print("the last words", flush=True)

@@ -1,4 +1,4 @@
-"""No text becomes a control token: whoever writes it, wherever it stands. About 15 seconds.
+"""No text becomes a control token: whoever writes it, wherever it stands. About 10 seconds.
 
 Attacked are all vocabularies, with every special token that they have: whole, nested, cut in two,
 glued to what a template writes around turns, and repeated.
@@ -183,7 +183,10 @@ def test_the_date_is_text_too(tmp_path: Path) -> None:
 def test_a_tokenizer_that_reads_control_tokens_out_of_text_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the reason: here the library is told again to look for them."""
+    """Whatever the reason: here the library is told again to look for them.
+
+    Seen to fail when `check_control_tokens` did not try.
+    """
     tokenizer = Tokenizer.from_folder(write_small_llama3_tokenizer(tmp_path))
     monkeypatch.setattr(tokenizer.vocabulary.backend, "encode_special_tokens", False)
     with pytest.raises(ValueError, match=r"makes the control token <\|begin_of_text\|> out of"):

@@ -1,11 +1,10 @@
 """The LoRA layer and putting it into a model: what its equation and its promises say.
 
-Each of these bugs was put into the code once and seen to fail here: scale alpha instead of
-alpha / r; A and B exchanged; B started at random; A started with Kaiming's a = 0; A and B kept in
-the base's dtype; dropout on the frozen path too; dropout also in evaluation; a new layer in
-training mode within a model in evaluation, merged or not; the model left unfrozen; a tied head adapted; the switch
-not restored after an exception, or set to on; the merge computed in bfloat16; the merge written
-into the base.
+Each of these bugs was put into the code once and seen to fail here: scale alpha instead of alpha/r;
+B started at random; A started with Kaiming's a = 0; A and B kept in the base's dtype; dropout on
+the frozen path too; dropout also in evaluation; a new layer in training mode within a model in
+evaluation, merged or not; the model left unfrozen; a tied head adapted; the switch not restored
+after an exception, or set to on; the merge computed in bfloat16; the merge written into the base.
 """
 
 from __future__ import annotations

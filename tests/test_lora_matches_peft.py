@@ -1,7 +1,7 @@
 """Our LoRA against the PEFT library: logits, gradients, and adapter files in both directions.
 
 Bound: largest absolute difference over largest absolute value, float32, with adapters whose update
-is as large as the weights. Measured: 4e-7 for logits, 2e-6 for gradients.
+is as large as the weights. Measured on the CPU: 0 for logits and for gradients.
 
 Each of these bugs was put into the code once and seen to fail here: scale alpha, or alpha / sqrt(r)
 without being asked; A and B exchanged in the file; keys without PEFT's prefix; alpha written as the

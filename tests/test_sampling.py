@@ -1,9 +1,10 @@
 """Choosing the next token, against transformers' logits processors in their own order.
 
 Each of these bugs was put into the code once and seen to fail here: penalty dividing negative
-scores too; penalty applied per occurrence; penalty after the temperature; top_k keeping k - 1;
+scores too; penalty applied per occurrence, or to the shifted scores; top_k keeping k - 1;
 top_p dropping the token that reaches p; top_p before top_k; min_p relative to 1 instead of to the
-likeliest; the global generator used instead of the sampler's own.
+likeliest; the global generator used instead of the sampler's own; bfloat16 kept for the penalty;
+scores not shifted; a setting's type not looked at; only the first eos id read.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def test_in_a_vocabulary_of_llamas_size_the_nucleus_is_the_smallest_with_its_mas
     assert least >= probabilities[~kept].max()
 
 
-@pytest.mark.parametrize("temperature", [1e-45, 1e-30, 1e-3, 1.0, 1e30])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-30, 1e-3, 1.0, 1e30])
 @pytest.mark.parametrize(
     "extremes",
     [[3e38, -3e38, 0.0], [-math.inf, 5.0, 4.0], [1e-40, 0.0, -1e-40], [0.0, 0.0, 0.0]],

@@ -1,4 +1,4 @@
-"""A stream of ids shows whole characters, and in the end all of the text. About 15 seconds."""
+"""A stream of ids shows whole characters, and in the end all of the text. About 5 seconds."""
 
 from __future__ import annotations
 

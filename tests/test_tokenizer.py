@@ -1,4 +1,4 @@
-"""Ids and text against tokenizers, sentencepiece and transformers. About 12 seconds."""
+"""Ids and text against tokenizers, sentencepiece and transformers. About 10 seconds."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
-"""Loading weights: every parameter exactly once, nothing from elsewhere, nothing copied in vain.
+"""Loading weights: every parameter exactly once, cast as asked, and nothing else.
 
 Each of these bugs was put into the code once and seen to fail here: missing parameters tolerated;
 unknown tensors tolerated; shapes not compared (the tensor then replaces the parameter as it is);
-dtypes not compared; index and shards not compared; a stored tied head not compared; a tied head
-left on the meta device; the inv_freq exemption widened to any name that ends so; shard names
-joined to the folder as they are; symlinks not resolved; the exemption for the Hub's cache granted
-to any folder; the dtype of config.json ignored; only the first file hashed.
-`tests/test_weights_damage.py` has damaged files, `tests/test_weights_memory.py` the memory.
+dtypes not compared; a stored tied head not compared; a tied head left on the meta device; any name
+with inv_freq in it ignored; the dtype of config.json ignored; only the first file hashed; the model
+left in training mode. `tests/test_weights_damage.py` has damaged and hostile files,
+`tests/test_weights_memory.py` the memory.
 """
 
 from __future__ import annotations

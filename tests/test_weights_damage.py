@@ -1,4 +1,11 @@
-"""Damaged and hostile weight files: one line with the path, and nothing read from elsewhere."""
+"""Damaged and hostile weight files: one line with the path, and nothing read from elsewhere.
+
+Each of these bugs was put into the code once and seen to fail here: index and shards not compared,
+or only one way; shard names joined to the folder as they are, checked by their letters alone, by
+their place alone, or by their beginning; symlinks not resolved; a folder called blobs trusted
+beside any model; the Hub's own blobs not trusted; errors of safetensors or of the system let
+through.
+"""
 
 from __future__ import annotations
 
