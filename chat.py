@@ -1,7 +1,7 @@
 """Talk to a model, with or without a LoRA adapter.
 
     python chat.py ask "What is a LoRA adapter?" --model demo
-    python chat.py ask "And in one word?" --model unsloth/Llama-3.2-1B-Instruct --adapter runs/mine
+    python chat.py ask "And in one word?" --model unsloth/Llama-3.2-1B-Instruct --adapter ./mine
 
 The answer streams to stdout, and nothing else does; how fast it was is told on stderr.
 """
@@ -9,6 +9,7 @@ The answer streams to stdout, and nothing else does; how fast it was is told on 
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -62,9 +63,9 @@ class AskConfig:
 
 def ask(config: AskConfig) -> None:
     """Streams the answer to one question."""
-    prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
-    if not prompt.strip():
-        raise ValueError("the prompt is empty; ask something")
+    prompt = read_prompt(config)
+    if config.adapter == "":
+        raise ValueError("--adapter is empty; give a folder, or leave the flag out")
     source = fetch_model(config.model)
     llama = LlamaConfig.from_folder(source.path)
     sampling = sampling_settings(config, source.path)
@@ -100,6 +101,24 @@ def ask(config: AskConfig) -> None:
     print(speed(started, times, len(ids), model), file=sys.stderr)
 
 
+def read_prompt(config: AskConfig) -> str:
+    """The question, from the command line or from stdin."""
+    if config.prompt == "-" and sys.stdin is None:
+        raise ValueError("stdin is closed; give the question as an argument")
+    prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
+    if not prompt.strip():
+        raise ValueError("the prompt is empty; ask something")
+    for name, text in (("prompt", prompt), ("system", config.system or "")):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the {name} is not UTF-8 from character {error.start + 1} on; check the "
+                "terminal's encoding, or set PYTHONUTF8=1"
+            ) from None
+    return prompt
+
+
 def sampling_settings(config: AskConfig, folder: Path) -> SamplingConfig:
     """The model's own settings, with those replaced that the user gave."""
     if not 0 <= config.seed < 2**63:
@@ -110,9 +129,11 @@ def sampling_settings(config: AskConfig, folder: Path) -> SamplingConfig:
     settings = dataclasses.replace(own, **given)
     without_effect = given.keys() & {"top_k", "top_p", "min_p"}
     if settings.temperature == 0 and without_effect:
+        flag = "--" + min(without_effect).replace("_", "-")
+        whose = "this model's own temperature 0" if config.temperature is None else "temperature 0"
         raise ValueError(
-            f"{min(without_effect)} has no effect at temperature 0, which always takes the "
-            "likeliest token; add --temperature 1"
+            f"{flag} has no effect at {whose}, which always takes the likeliest token; "
+            "add --temperature 1"
         )
     return settings
 
@@ -161,13 +182,15 @@ def speed(started: float, times: list[float], prompt_tokens: int, model: Llama) 
 
 def main(arguments: list[str]) -> int:
     """Dispatches the command line; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without emoji shows ? instead
+            stream.reconfigure(errors="replace")
     if arguments[:1] == ["ask"]:
         config = parse(AskConfig, arguments[1:], "chat.py ask", "Streams the answer to a question.")
         return run("chat.py", lambda: ask(config))
     usage = __doc__.strip() + "\n\nFlags: python chat.py ask --help"
     if arguments[:1] in (["-h"], ["--help"]):
-        print(usage)
-        return 0
+        return run("chat.py", lambda: print(usage, flush=True))
     print(usage, file=sys.stderr)
     return 2
 

@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, one_line(f"{self.prog}: {message}; see {self.prog} --help") + "\n")
 
 
 def parse(config: type[T], arguments: Sequence[str], program: str, description: str) -> T:
@@ -96,8 +96,20 @@ def unknown_message(given: str, known: Sequence[str]) -> str:
     if not given.startswith("-"):
         return f"unexpected argument {given!r}; put quotes around a text with blanks"
     flag = given.partition("=")[0]
-    close = difflib.get_close_matches(flag, known, n=1)
+    if flag in known:
+        return f"{flag} stands behind --, where all is text"
+    begun = [name for name in known if name.startswith(flag)]
+    close = begun or difflib.get_close_matches(flag, known, n=1)
     return f"unknown flag {flag}" + (f" (did you mean {close[0]}?)" if close else "")
+
+
+def one_line(message: str, most: int = 280) -> str:
+    """The message without line breaks and control characters, its middle left out if it is long.
+
+    Files and users can make values of any length; what to do stands at the end.
+    """
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    return text if len(text) <= most else f"{text[: most - 103]} ... {text[-98:]}"
 
 
 def run(program: str, command: Callable[[], None]) -> int:
@@ -109,8 +121,7 @@ def run(program: str, command: Callable[[], None]) -> int:
         sys.stdout = open(os.devnull, "w")
         return 0
     except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
-        print(f"{program}: {message}", file=sys.stderr)
+        print(one_line(f"{program}: {error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -8,6 +8,8 @@ Hu et al., "LoRA", arXiv:2106.09685, section 4.1:
      x ---|                                           +---> h
           +-- dropout -- A (r, in) -- B (out, r) -- * scale
 
+Here x holds T tokens of `in` features each; in shape comments the rank r is R.
+
 The product B A has W's shape but only rank r, so it needs r * (in + out) numbers instead of
 in * out. A starts random and B at zero: at first the layer computes exactly W x.
 

@@ -67,6 +67,9 @@ class Packed:
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention within one text whose last T tokens are the queries.
 
+    Each gets softmax(q k^T / sqrt(E)) v over the keys that do not come after it: Vaswani et al.,
+    "Attention Is All You Need", arXiv:1706.03762, section 3.2.1.
+
     Args:
         q: (T, H, E).
         k: (S, K, E) with S >= T. Query head h uses key/value head h // (H / K): grouped-query

@@ -19,6 +19,8 @@ FILE = "generation_config.json"
 class SamplingConfig:
     """How to choose among the next tokens; the defaults change nothing but the temperature's.
 
+    Where a file sets no top_k, transformers keeps 50 tokens and this keeps all.
+
     Attributes:
         repetition_penalty: what scores of tokens that already occurred are divided by (multiplied,
             if negative); 1 leaves them alone. Keskar et al., "CTRL", arXiv:1909.05858, section 4.1.
@@ -40,7 +42,7 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         ranges = {
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
+            "repetition_penalty": (0.01 <= self.repetition_penalty <= 100, "between 0.01 and 100"),
             "temperature": (0 <= self.temperature < math.inf, "0 (greedy) or more"),
             "top_k": (self.top_k >= 0, "0 (all) or more"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
@@ -69,8 +71,9 @@ class SamplingConfig:
                 kinds = (int,) if name == "top_k" else (int, float)
                 if type(value) not in kinds:
                     raise ValueError(f"{name} is {value!r}, not a number")
+                given[name] = value if name == "top_k" else float(value)
             return cls(**({"temperature": 1.0} if is_sampled else {}) | given)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"{path}: {error}") from None
 
 

@@ -8,6 +8,9 @@ There is no batch dimension. All tokens of all texts stand in one flat stream, a
 pattern (`model/attention.py`) says which of them belong together; every other operation works on
 each token by itself.
 
+Take `apply_rope` and the pattern's `attend` on trust at first: model/rope.py and
+model/attention.py explain them.
+
 Shapes, in every trailing comment (a test executes them):
 
     T tokens in this call    D hidden_size    F intermediate_size    V vocab_size

@@ -40,8 +40,16 @@ class Sampler:
             logits: scores of the next token, (V,).
             seen: the ids that the text holds so far, prompt and answer; only a repetition penalty
                 looks at them.
+
+        Raises:
+            ValueError: if a score is not a number, or if one is infinitely high.
         """
         logits = logits.float()  # (V,)
+        if not torch.isfinite(logits.max()):  # which is NaN if any of them is
+            raise ValueError(
+                "the model's scores are not finite: its weights or the adapter are damaged, or too "
+                "large for the dtype; try --dtype fp32"
+            )
         if self.config.repetition_penalty != 1:
             logits = penalised(logits, seen, self.config.repetition_penalty)
         if self.config.temperature == 0:
@@ -66,7 +74,9 @@ def filtered(logits: Tensor, config: SamplingConfig) -> Tensor:
     if config.top_p < 1:
         probabilities, order = logits.softmax(-1).sort(descending=True)
         before = probabilities.cumsum(-1) - probabilities  # (V,)
-        logits = logits.index_fill(0, order[before >= config.top_p], -math.inf)
+        dropped = before >= config.top_p  # (V,)
+        dropped[0] = False  # a top_p too small for float32 still leaves the likeliest
+        logits = logits.index_fill(0, order[dropped], -math.inf)
     if config.min_p > 0:
         probabilities = logits.softmax(-1)  # (V,)
         unlikely = probabilities < config.min_p * probabilities.max()  # (V,)

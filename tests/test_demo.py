@@ -153,10 +153,7 @@ def bigram_loss(training: list[list[int]], documents: list[list[int]], vocab_siz
 def test_base_predicts_new_text_of_its_world_far_better_than_bigrams(
     base: Llama, tokenizer: Tokenizer, fresh_documents: list[list[int]]
 ):
-    """At most 40 % of the bigram model's loss, on documents that pre-training did not read.
-
-    Seen to fail when two layers were exchanged.
-    """
+    """At most 40 % of the bigram model's loss, on documents that pre-training did not read."""
     texts = [document("pre-training", number) for number in range(3000)]
     training = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
     bigrams = bigram_loss(training, fresh_documents, tokenizer.get_vocab_size())
