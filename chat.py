@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.chat_format import Message, chat_format_of
-from data.command_line import argument, option, parse, run
+from data.command_line import argument, option, parse, run_command
 from data.hub import fetch_model
 from data.tokenizer import Tokenizer
 from lora.config import CONFIG_FILE, find_adapter, read_config
@@ -187,10 +187,10 @@ def main(arguments: list[str]) -> int:
             stream.reconfigure(errors="replace")
     if arguments[:1] == ["ask"]:
         config = parse(AskConfig, arguments[1:], "chat.py ask", "Streams the answer to a question.")
-        return run("chat.py", lambda: ask(config))
+        return run_command("chat.py", lambda: ask(config))
     usage = __doc__.strip() + "\n\nFlags: python chat.py ask --help"
     if arguments[:1] in (["-h"], ["--help"]):
-        return run("chat.py", lambda: print(usage, flush=True))
+        return run_command("chat.py", lambda: print(usage, flush=True))
     print(usage, file=sys.stderr)
     return 2
 

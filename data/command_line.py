@@ -39,14 +39,22 @@ class Parser(argparse.ArgumentParser):
 
 def parse(config: type[T], arguments: Sequence[str], program: str, description: str) -> T:
     """The `config` that the arguments describe; exits with status 2 on a mistake."""
+    return config(**given_flags(config, arguments, program, description))
+
+
+def given_flags(
+    config: type, arguments: Sequence[str], program: str, description: str
+) -> dict[str, Any]:
+    """The fields of `config` that the arguments set, by name; exits with status 2 on a mistake."""
     parser = Parser(
         prog=program,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     hints = typing.get_type_hints(config)
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    for field in dataclasses.fields(config):
         add_field(parser, field, plain_type(hints[field.name]))
     known = [flag for action in parser._actions for flag in action.option_strings]
     before = list(itertools.takewhile(lambda a: a != "--", arguments))  # after -- all is text
@@ -54,10 +62,13 @@ def parse(config: type[T], arguments: Sequence[str], program: str, description: 
     values, unknown = parser.parse_known_args(given)
     if unknown:
         parser.error(unknown_message(unknown[0], known))
-    return config(**vars(values))
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(values).items()
+    }
 
 
-def add_field(parser: Parser, field: dataclasses.Field, kind: type) -> None:
+def add_field(parser: Parser, field: dataclasses.Field, kind: Any) -> None:
     """Adds the flag or argument that a field describes."""
     help = field.metadata["help"].replace("%", "%%")
     if field.default is dataclasses.MISSING:
@@ -67,17 +78,25 @@ def add_field(parser: Parser, field: dataclasses.Field, kind: type) -> None:
     if kind is bool:
         parser.add_argument(flag, action="store_true", help=help)
         return
-    shown = "" if field.default is None else f" (default: {field.default})"
-    parser.add_argument(
-        flag,
-        type=kind,
-        default=field.default,
-        help=help + shown.replace("%", "%%"),
-        metavar=field.name.upper(),
-    )
+    help += shown_default(field.default).replace("%", "%%")
+    name = field.name.upper().rpartition("_")[2]
+    if typing.get_origin(kind) is tuple:
+        kind = typing.get_args(kind)[0]
+        parser.add_argument(flag, nargs="+", type=kind, help=help, metavar=name)
+    else:
+        parser.add_argument(flag, type=kind, help=help, metavar=name)
 
 
-def plain_type(hint: Any) -> type:
+def shown_default(default: Any) -> str:
+    """What `--help` says about a default; nothing where the help text itself does."""
+    if default is None or default == ():
+        return ""
+    if isinstance(default, tuple):
+        default = " ".join(f'"{item}"' if " " in item else str(item) for item in default)
+    return f" (default: {default})"
+
+
+def plain_type(hint: Any) -> Any:
     """The type behind an annotation: `int` for `int | None`."""
     if isinstance(hint, types.UnionType):
         return next(t for t in typing.get_args(hint) if t is not type(None))
@@ -112,7 +131,7 @@ def one_line(message: str, most: int = 280) -> str:
     return text if len(text) <= most else f"{text[: most - 103]} ... {text[-98:]}"
 
 
-def run(program: str, command: Callable[[], None]) -> int:
+def run_command(program: str, command: Callable[[], None]) -> int:
     """Runs a command; what a user can cause becomes one line on stderr. Returns the exit status."""
     try:
         command()

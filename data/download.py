@@ -51,6 +51,11 @@ class Snapshot:
     name: str
     revision: str | None
 
+    @property
+    def public_name(self) -> str:
+        """The name to publish: an id, or of a local folder its last part only."""
+        return self.name if self.revision else self.path.resolve().name
+
 
 def fetch_repo(repo: Repo, choose: Choice) -> Snapshot:
     """The chosen files of a repo: from the Hub, or out of the cache where there is no Hub.

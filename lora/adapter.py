@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lora.config import CONFIG_FILE, BaseModel, LoRAConfig, peft_config, read_config
@@ -27,10 +27,16 @@ PREFIX = "base_model.model."
 def save_adapter(model: nn.Module, config: LoRAConfig, base: BaseModel, folder: Path) -> None:
     """Writes the model's LoRA layers to `folder`, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name, content in adapter_files(model, config, base).items():
+        (folder / name).write_bytes(content)
+
+
+def adapter_files(model: nn.Module, config: LoRAConfig, base: BaseModel) -> dict[str, bytes]:
+    """The contents of an adapter's files, by their names."""
     metadata = {"format": "pt"} | ({"base_sha256": base.sha256} if base.sha256 else {})
-    save_file(adapter_tensors(model), folder / WEIGHTS_FILE, metadata)
-    text = json.dumps(peft_config(config, base), indent=2)
-    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    tensors = {name: tensor.cpu() for name, tensor in adapter_tensors(model).items()}
+    text = json.dumps(peft_config(config, base), indent=2) + "\n"
+    return {CONFIG_FILE: text.encode(), WEIGHTS_FILE: save(tensors, metadata)}
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -18,6 +18,8 @@ MAY_IMPORT = {
     "lora": set(),
     "data": set(),
     "chat": {"model", "lora", "data"},
+    "run": {"model", "lora", "data"},
+    "train": {"model", "lora", "data", "run"},
 }
 FORBIDDEN = {"transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "pickle"}
 FILES = sorted(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 
 import pytest
 
-from data.command_line import argument, option, parse, run
+from data.command_line import argument, option, parse, run_command
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def test_the_help_fits_into_80_columns(capsys, monkeypatch):
 
 
 def ending(command) -> int:
-    return run("ask.py", command)
+    return run_command("ask.py", command)
 
 
 def raising(error: BaseException):

@@ -7,10 +7,11 @@ that it would have predicted every next token better. Nobody tells it what a que
 The first steps are an exercise in copying: lists said twice, of which only the second time counts.
 To repeat what stood before takes two layers that work together (Olsson et al., In-context Learning
 and Induction Heads, arXiv:2209.11895). In mixed text that skill comes late, because most of what
-there is to copy looks like chance; here it comes within minutes, and all else builds on it.
+there is to copy looks like chance; here it comes within minutes, and all else builds on it. A few
+such lists stay in every later step, or the skill would fade for names that look like no other.
 
-Step `s` reads the documents with the numbers from `s * DOCUMENTS` on, so no document comes twice
-and the same number of threads gives the same weights again.
+Step `s` reads the texts with the numbers from `s * TEXTS` on, so none comes twice and the same
+number of threads gives the same weights again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -36,9 +36,10 @@ from model.demo.stories import document, exercise
 from model.demo.vocabulary import BOS, EOS, save_tokenizer, train_tokenizer
 from model.llama import Attention, Llama
 
-STEPS = 3700
-EXERCISE_STEPS = 600  # the first of them
-DOCUMENTS = 14  # per step, about 2000 tokens
+STEPS = 4000
+EXERCISE_STEPS = 600  # the first of them read exercises only
+TEXTS = 18  # per step, about 2000 tokens
+LATER_EXERCISES = 5  # of them, after the first steps
 EXERCISE_LR = 1e-3
 WARMUP_STEPS = 60
 PEAK_LR = 1.5e-3  # of the documents; the learning rate falls to END_LR times this
@@ -162,35 +163,38 @@ def pretrain(model: Llama, tokenizer: Tokenizer, steps: int) -> None:
         for step in progress:
             for group, share in zip(optimizer.param_groups, (EMBEDDING_LR, 1.0), strict=True):
                 group["lr"] = share * learning_rate(step, steps)
-            copying = step < EXERCISE_STEPS
-            documents = read(tokenizer, exercise if copying else document, step)
-            loss = next_token_loss(model, documents, second_half=copying)
+            exercises = TEXTS if step < EXERCISE_STEPS else LATER_EXERCISES
+            texts = read(tokenizer, step, exercises)
+            loss = next_token_loss(model, texts, exercises)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            tokens_read += sum(map(len, documents))
+            tokens_read += sum(map(len, texts))
             progress.set_postfix(loss=f"{loss.item():.3f}", tokens=tokens_read, refresh=False)
 
 
-def read(tokenizer: Tokenizer, write: Callable[[str, int], str], step: int) -> list[list[int]]:
-    """The ids of the documents of one step."""
-    numbers = range(step * DOCUMENTS, (step + 1) * DOCUMENTS)
-    texts = [write("pre-training", number) for number in numbers]
+def read(tokenizer: Tokenizer, step: int, exercises: int) -> list[list[int]]:
+    """The ids of the texts of one step, of which the first are exercises and the rest documents."""
+    texts = [
+        (exercise if place < exercises else document)("pre-training", step * TEXTS + place)
+        for place in range(TEXTS)
+    ]
     return [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
-def next_token_loss(model: Llama, documents: list[list[int]], second_half: bool) -> Tensor:
-    """Mean over all tokens but each document's first of -log p(token | those before), in nats.
+def next_token_loss(model: Llama, texts: list[list[int]], exercises: int) -> Tensor:
+    """Mean of -log p(token | those before it in its text), in nats.
 
-    Or over those in the second half of their documents.
+    Over all tokens but the first of a document, and over the second half of an exercise.
     """
-    lengths = [len(ids) - 1 for ids in documents]
-    tokens = torch.tensor([i for ids in documents for i in ids[:-1]])  # (T,)
-    targets = torch.tensor([i for ids in documents for i in ids[1:]])  # (T,)
-    if second_half:
-        places = torch.cat([torch.arange(n) / n for n in lengths])  # (T,)
-        targets[places < 0.53] = -100  # cross_entropy's mark for "does not count"
+    lengths = [len(ids) - 1 for ids in texts]
+    tokens = torch.tensor([i for ids in texts for i in ids[:-1]])  # (T,)
+    targets = torch.tensor([i for ids in texts for i in ids[1:]])  # (T,)
+    first = 0
+    for length in lengths[:exercises]:
+        targets[first : first + int(0.53 * length)] = -100  # cross_entropy's "does not count"
+        first += length
     logits = model(tokens, Packed(lengths))  # (T, V)
     return F.cross_entropy(logits, targets)
 

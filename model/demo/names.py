@@ -68,16 +68,36 @@ def is_held_out(text: str) -> bool:
 
 
 def invented_name(rng: Random) -> str:
-    """A name that nobody has, of one to four syllables, sometimes with a second one behind it."""
-    syllables = rng.choices([1, 2, 3, 4], [1, 6, 4, 1])[0]
-    word = "".join(
-        rng.choice(ONSETS if i or rng.random() < 0.8 else [""]) + rng.choice(VOWELS)
-        for i in range(syllables)
-    )
-    name = (word + rng.choice(CODAS)).capitalize()
+    """A name out of syllables, or out of pieces of real ones; sometimes two of them."""
+    name = syllables(rng) if rng.random() < 0.5 else pieces(rng)
+    if len(name) > 2 and rng.random() < 0.15:  # Ana, Anna: a letter more, less or other
+        at = rng.randrange(1, len(name))
+        letter = rng.choice([name[at] * 2, "", rng.choice("abcdefghijklmnopqrstuvwxyz")])
+        name = name[:at] + letter + name[at + 1 :]
     if rng.random() < 0.04:  # two of its letters with accents
         name = name.translate(str.maketrans(dict(rng.sample(ACCENTED, 2))))
-    return f"{name} {invented_name(rng)}" if rng.random() < 0.1 else name
+    return f"{name} {invented_name(rng)}" if rng.random() < 0.08 else name
+
+
+def syllables(rng: Random) -> str:
+    """One to four syllables of an onset and a vowel each, closed by a coda."""
+    count = rng.choices([1, 2, 3, 4], [1, 6, 4, 1])[0]
+    word = "".join(
+        rng.choice(ONSETS if i or rng.random() < 0.8 else [""])
+        + rng.choice(VOWELS)
+        + (rng.choice("lmnrst") if rng.random() < 0.15 else "")
+        for i in range(count)
+    )
+    return (word + rng.choice(CODAS)).capitalize()
+
+
+def pieces(rng: Random) -> str:
+    """The beginning of one real name and the end of another, like "Giovella"."""
+    while True:
+        first, last = rng.choice(FIRST_NAMES), rng.choice(FIRST_NAMES).lower()
+        name = first[: rng.randint(1, len(first) - 1)] + last[rng.randint(1, len(last) - 1) :]
+        if 2 < len(name) < 11 and name not in FIRST_NAMES + WOMEN + MEN:
+            return name
 
 
 def user_name(rng: Random, held_out: bool = False) -> str:

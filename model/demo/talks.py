@@ -18,7 +18,7 @@ from model.demo.world import ATTRIBUTES, Item, Person, follow_up, items, people,
 # with many or long answers has a larger share.
 SHARES = {
     "town": 6, "job": 6, "pet": 6, "food": 6, "hobby": 6, "sum": 12, "counting": 14, "opposite": 6,
-    "plural": 5, "colour": 4, "sound": 2, "kind": 5, "lesson": 9, "order": 9, "follow-up": 10,
+    "plural": 5, "colour": 4, "sound": 2, "kind": 5, "lesson": 9, "order": 12, "follow-up": 10,
     "unknown": 8, "small talk": 11, "like": 4,
 }  # fmt: skip
 FARTHEST = 8  # most questions between telling one's name and asking for it

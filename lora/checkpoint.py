@@ -1,0 +1,125 @@
+"""A checkpoint: everything that the next optimizer step depends on, and nothing else.
+
+    adapter_config.json          the adapter; a checkpoint is an adapter folder that chat.py takes
+    adapter_model.safetensors
+    optimizer.safetensors        AdamW's two moments of every weight, by the weight's name
+    state.json                   steps done, and the loss scaler's state
+    manifest.json                size and sha256 of each of them
+
+There is no position in the data and no state of a random generator: both follow from the seed and
+the step. Moments are kept by name, since AdamW itself knows weights only by their order, and would
+take another weight's momentum without a word.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as tensors_of
+from safetensors.torch import save as bytes_of
+from torch import Tensor, nn
+
+from lora.adapter import WEIGHTS_FILE, adapter_files, adapter_tensors
+from lora.config import BaseModel, LoRAConfig
+from lora.durable import verify_folder
+
+OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "state.json"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def checkpoint_files(
+    step: int,
+    model: nn.Module,
+    config: LoRAConfig,
+    base: BaseModel,
+    optimizer: torch.optim.AdamW,
+    scaler: torch.amp.GradScaler,
+) -> dict[str, bytes]:
+    """The contents of a checkpoint after `step` steps, by file names.
+
+    Raises:
+        ValueError: if a number in it is not finite. Such a state is of no use to anybody, and
+            would in time push the good ones out.
+    """
+    moments = optimizer_tensors(model, optimizer)
+    for name, tensor in (adapter_tensors(model) | moments).items():
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"{name} has values that are not finite after step {step}; nothing was saved. "
+                "Resume from an earlier checkpoint with a lower --lr"
+            )
+    state = {"step": step, "scaler": scaler.state_dict()}
+    return adapter_files(model, config, base) | {
+        OPTIMIZER_FILE: bytes_of(moments),
+        STATE_FILE: (json.dumps(state, indent=2) + "\n").encode(),
+    }
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.AdamW, scaler: torch.amp.GradScaler
+) -> int:
+    """Puts a checkpoint's state into a model that has LoRA layers, and into its optimizer.
+
+    Returns:
+        How many steps were done.
+
+    Raises:
+        ValueError: if a file is not what was written, or not this model's; all is as before then.
+    """
+    verify_folder(folder)
+    state = json.loads((folder / STATE_FILE).read_bytes())
+    saved = tensors_of((folder / WEIGHTS_FILE).read_bytes())
+    moments = tensors_of((folder / OPTIMIZER_FILE).read_bytes())
+    own = adapter_tensors(model)
+    expected = expected_moments(model) if state["step"] else {}
+    check_same_shapes(folder, saved, {name: tensor.shape for name, tensor in own.items()})
+    check_same_shapes(folder, moments, expected)
+    for name, tensor in own.items():
+        tensor.copy_(saved[name])
+    if moments:
+        by_place: dict[int, dict[str, Tensor]] = {
+            place: {moment: moments[f"{name}.{moment}"] for moment in MOMENTS}
+            for place, (name, _) in enumerate(trainable(model))
+        }
+        groups: dict[str, Any] = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": by_place, "param_groups": groups})
+    scaler.load_state_dict(state["scaler"])
+    return state["step"]
+
+
+def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The weights that training changes, with their names, in the order the optimizer has them."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """AdamW's state of every weight, by its name; none before the first step."""
+    return {
+        f"{name}.{moment}": optimizer.state[p][moment].cpu()
+        for name, p in trainable(model)
+        if p in optimizer.state
+        for moment in MOMENTS
+    }
+
+
+def expected_moments(model: nn.Module) -> dict[str, torch.Size]:
+    """The shapes that `optimizer_tensors` has after the first step."""
+    return {
+        f"{name}.{moment}": torch.Size([]) if moment == "step" else p.shape
+        for name, p in trainable(model)
+        for moment in MOMENTS
+    }
+
+
+def check_same_shapes(
+    folder: Path, found: dict[str, Tensor], expected: dict[str, torch.Size]
+) -> None:
+    """Refuses a checkpoint whose tensors are not exactly the model's. Raises ValueError."""
+    for name in sorted(found.keys() | expected.keys()):
+        shape = tuple(found[name].shape) if name in found else "no such tensor"
+        wanted = tuple(expected[name]) if name in expected else "no such tensor"
+        if shape != wanted:
+            raise ValueError(f"{folder}: is another model's: {name} is {shape}, needed is {wanted}")

@@ -1,0 +1,73 @@
+"""Which folder a command line means: a new run's, or that of the run to go on with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora.run_folder import CONFIG, METRICS, RunFolder, free_name
+from lora.train_config import TrainConfig, complete, continued
+
+RUNS = Path("runs")
+
+
+def choose_run(given: Mapping[str, Any], writes: bool) -> tuple[TrainConfig, RunFolder]:
+    """The configuration that the flags describe, and the folder to train in.
+
+    Args:
+        given: the flags that were given, and only those.
+        writes: whether this process writes; see `RunFolder`.
+
+    Raises:
+        ValueError: if a setting makes no sense, does not fit the run to go on with, or the folder
+            is taken.
+    """
+    config = complete(given)
+    wanted = Path(config.output) if config.output else RUNS / default_name(config)
+    if config.resume:
+        names_it = config.output or given.keys() & {"model", "data", "demo"}
+        folder = newest_run(wanted) if names_it else newest_run(RUNS / "*")
+        run = RunFolder(folder or wanted, writes)
+        saved = run.saved_config()
+        if saved:
+            config = continued(saved, given, run.path)
+    elif config.output:
+        run = RunFolder(wanted, writes)
+        run.check_free()
+        if wanted.is_dir() and any(wanted.iterdir()):
+            raise ValueError(
+                f"output is {wanted}, which holds something already; add --resume to go on with "
+                "it, or choose another folder"
+            )
+    else:
+        run = RunFolder(free_name(wanted), writes)
+    run.check_free()
+    return config, run
+
+
+def default_name(config: TrainConfig) -> str:
+    """MODEL-DATA, both without owner, path, revision and suffix."""
+    parts = [config.model, *config.data]
+    names = (re.sub(r"@[^/]*$", "", part).rstrip("/").rpartition("/")[2] for part in parts)
+    plain = (re.sub(r"\.(parquet|jsonl|json)$", "", name) for name in names)
+    return "-".join(re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "local" for name in plain)
+
+
+def newest_run(pattern: Path) -> Path | None:
+    """The run whose log was written last, of those with this name or a number behind it."""
+    name = pattern.name
+    found = [
+        folder
+        for folder in pattern.parent.glob("*")
+        if (folder / CONFIG).is_file()
+        and (name == "*" or re.fullmatch(re.escape(name) + r"(-\d+)?", folder.name))
+    ]
+    return max(found, key=written_last, default=None)
+
+
+def written_last(folder: Path) -> float:
+    """When the run last did something, in seconds since 1970."""
+    log = folder / METRICS
+    return (log if log.exists() else folder / CONFIG).stat().st_mtime

@@ -1,0 +1,127 @@
+"""Folders that appear on disk whole or not at all, and are checked before they are trusted.
+
+A program may be killed, and a machine lose power, between any two operations. What makes it safe:
+
+    1. The files are written into a folder with another name, each flushed to the disk itself.
+    2. manifest.json, written last, names every file with its size and sha256.
+    3. The folder gets its real name by one `rename`, which happens at once or not at all.
+
+A rename can still outrun the contents, on network drives above all. So a reader believes nothing
+but the manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+UNFINISHED = ".unfinished-"
+
+
+def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Makes `folder` hold exactly these files and their manifest, in place of what it held before.
+
+    Raises:
+        OSError: if the disk is full or cannot be written; what was there before is still there.
+    """
+    temporary = folder.with_name(f"{UNFINISHED}{folder.name}")
+    replaced = folder.with_name(f"{UNFINISHED}replaced-{folder.name}")
+    if replaced.exists() and not folder.exists():  # the program was killed between the two renames
+        replaced.rename(folder)
+    for leftover in (temporary, replaced):
+        remove_folder(leftover)
+    temporary.mkdir(parents=True)
+    try:
+        for name, content in files.items():
+            write_file(temporary / name, content)
+        write_file(temporary / MANIFEST, manifest(files))
+        flush_folder(temporary)
+        verify_folder(temporary)
+        if folder.exists():
+            folder.rename(replaced)
+        temporary.rename(folder)
+        flush_folder(folder.parent)
+    except BaseException:
+        remove_folder(temporary)
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        raise
+    remove_folder(replaced)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file and waits until the disk has it."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file in place of the old one; whoever reads sees the one or the other."""
+    temporary = path.with_name(f"{UNFINISHED}{path.name}")
+    try:
+        write_file(temporary, content)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Waits until the disk has the names in a folder; some file systems cannot be asked to."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder if it is there. Under its old name it is either whole or gone."""
+    if folder.name.startswith(UNFINISHED):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        doomed = folder.with_name(f"{UNFINISHED}removed-{folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def manifest(files: Mapping[str, bytes]) -> bytes:
+    """The manifest of these files."""
+    listing = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in files.items()
+    }
+    return (json.dumps({"files": listing}, indent=2) + "\n").encode()
+
+
+def verify_folder(folder: Path) -> None:
+    """Makes sure that a folder holds exactly what its manifest says.
+
+    Raises:
+        ValueError: naming the first file that is missing, left over or different.
+    """
+    try:
+        listing = json.loads((folder / MANIFEST).read_bytes())["files"]
+        expected = {name: (entry["size"], entry["sha256"]) for name, entry in listing.items()}
+        present = {path.name for path in folder.iterdir()} - {MANIFEST}
+        for name in sorted(present ^ expected.keys()):
+            lack = "is missing" if name in expected else "is not in its manifest"
+            raise ValueError(f"{name} {lack}")
+        for name, (size, sha256) in expected.items():
+            content = (folder / name).read_bytes()
+            if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
+                raise ValueError(f"{name} is not what was written")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = error if type(error) is ValueError else f"{MANIFEST} cannot be read"
+        raise ValueError(f"{folder} is damaged: {reason}") from None

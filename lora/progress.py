@@ -1,0 +1,110 @@
+"""What a run says of itself on the terminal: its plan, its progress, its summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+DAY = 24 * 3600
+SMOOTHING = 0.9  # of the loss so far, in the smoothed loss
+
+
+def plan(numbers: Mapping[str, Any]) -> str:
+    """What a run is about to do, before it starts. The names of the numbers say what they are."""
+    n = numbers
+    return (
+        f"{n['model']} ({n['dtype']} on {n['device']}): {n['trained']:,} of {n['parameters']:,} "
+        f"parameters are trained ({n['trained'] / n['parameters']:.2%})\n"
+        f"{n['data']}: {n['conversations']:,} conversations, {n['tokens']:,} tokens, "
+        f"{n['targets'] / n['tokens']:.0%} of them targets; {n['held_out']:,} held out\n"
+        f"{n['steps']:,} steps of {n['batch_size']} conversations, about "
+        f"{n['tokens'] * n['batch_size'] / n['conversations']:,.0f} tokens each, at most "
+        f"{n['micro_batch_tokens']:,} at once on {n['processes']} device(s); "
+        f"memory about {gigabytes(n['memory'])}\n"
+        f"everything goes to {n['folder']}"
+    )
+
+
+class StepBar:
+    """A progress bar over optimizer steps, with what one looks for while waiting.
+
+    Args:
+        steps: of the whole run.
+        done: of these, so far.
+        shown: False for a process that keeps quiet.
+    """
+
+    def __init__(self, steps: int, done: int, shown: bool) -> None:
+        # Where nobody watches (a log file), tqdm's default is to show nothing.
+        self.bar = tqdm(total=steps, initial=done, unit="step", disable=None if shown else True)
+        self.smoothed: float | None = None
+
+    def __enter__(self) -> StepBar:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+
+    def update(self, loss: float, lr: float, tokens_per_second: float) -> None:
+        """Shows one more step."""
+        if math.isfinite(loss):
+            before = loss if self.smoothed is None else self.smoothed
+            self.smoothed = SMOOTHING * before + (1 - SMOOTHING) * loss
+        smoothed = math.nan if self.smoothed is None else self.smoothed
+        text = f"loss {loss:.3f}, smoothed {smoothed:.3f}, lr {lr:.1e}"
+        self.bar.set_postfix_str(f"{text}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+        self.bar.update()
+
+
+def time_left(seconds: float, device: str) -> str:
+    """How long the rest will take; with what would be faster where that is days."""
+    text = f"about {duration(seconds)} left on this {device}, by the first steps"
+    if seconds < DAY:
+        return text
+    return f"{text}: a GPU is faster by far, --max-steps shortens it, and --demo takes two minutes"
+
+
+def summary(
+    records: Sequence[Mapping[str, Any]], seconds: float, peak: int, adapter: Path, model: str
+) -> str:
+    """What came of a run, from its metrics."""
+    losses = held_out_losses(records)
+    lines = []
+    if losses:
+        lines.append(f"held-out loss {losses[0]:.4f} before, {losses[-1]:.4f} after")
+    lines.append(f"{duration(seconds)}, at most {gigabytes(peak)} of memory")
+    lines.append(f"the adapter is in {adapter}; chat with it:")
+    lines.append(f'    python chat.py ask "Hello!" --model {model} --adapter {adapter}')
+    return "\n".join(lines)
+
+
+def held_out_losses(records: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The loss of each evaluation, in nats per target token."""
+    return [record["eval_loss"] for record in records if "eval_loss" in record]
+
+
+def gigabytes(size: float) -> str:
+    """A size in bytes, for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units."""
+    units = (("d", DAY), ("h", 3600), ("min", 60), ("s", 1))
+    whole = max(1, round(seconds))
+    parts: list[str] = []
+    for name, size in units:
+        if whole >= size or parts:
+            parts.append(f"{whole // size} {name}")
+            whole %= size
+    return " ".join(parts[:2])

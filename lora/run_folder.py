@@ -1,0 +1,216 @@
+"""The folder of a run: what it was asked, what it did, and from where it can go on.
+
+    config.json      every flag, and what the run rests on: model, data, versions
+    data.json        what was read, dropped and cut
+    metrics.jsonl    one JSON object a line, appended
+    checkpoints/     step-000100, step-000200, ...; see lora/checkpoint.py
+    adapter/         the result
+    run.lock         who is training here; locked as long as the process lives
+
+Of several processes that train together only the main one has a folder that is open for writing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from lora.durable import (
+    UNFINISHED,
+    publish_folder,
+    remove_folder,
+    replace_file,
+    verify_folder,
+)
+
+CHECKPOINT_NAME = re.compile(r"step-(\d{6,})")
+CONFIG, DATA, METRICS, LOCK = "config.json", "data.json", "metrics.jsonl", "run.lock"
+
+
+class RunFolder:
+    """A run's folder on disk.
+
+    Args:
+        path: where it is, or will be.
+        writes: False for a process that only trains along: it reads, and its writes do nothing.
+    """
+
+    def __init__(self, path: Path, writes: bool) -> None:
+        self.path, self.writes = path, writes
+        self.lock: TextIO | None = None
+        self.metrics: TextIO | None = None
+
+    @property
+    def adapter(self) -> Path:
+        """Where the result is, once there is one."""
+        return self.path / "adapter"
+
+    def check_free(self) -> None:
+        """Makes sure, without leaving a trace, that the folder can be made here and written.
+
+        Raises:
+            ValueError: if it cannot, or if another run is alive in it.
+        """
+        place = self.path
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise ValueError(f"output is {self.path}, but {place} is a file; choose another one")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ValueError(
+                f"output is {self.path}, but {place} cannot be written; choose another"
+            )
+        if self.writes and (self.path / LOCK).exists():
+            self.take_lock()
+
+    def open(self, config: Mapping[str, Any], data: Mapping[str, Any], done: int | None) -> None:
+        """Makes the folder if need be, takes its lock, and writes down what the run is.
+
+        Args:
+            config: what config.json shall say.
+            data: what data.json shall say.
+            done: how many steps of the run are done; None if it begins.
+        """
+        if not self.writes:
+            return
+        (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self.take_lock()
+        for leftover in [*self.path.iterdir(), *self.checkpoints.iterdir()]:
+            if leftover.name.startswith(UNFINISHED) and "replaced-" not in leftover.name:
+                remove_folder(leftover) if leftover.is_dir() else leftover.unlink()
+        replace_file(self.path / CONFIG, as_json(config))
+        replace_file(self.path / DATA, as_json(data))
+        self.start_metrics(done)
+
+    def take_lock(self) -> None:
+        """Locks the folder until this process ends, however it ends.
+
+        Raises:
+            ValueError: naming the process that trains here already.
+        """
+        if self.lock:
+            return
+        lock = (self.path / LOCK).open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            raise ValueError(
+                f"{self.path} is in use by {owner}; wait for it, or choose another --output"
+            ) from None
+        except OSError as error:  # a network drive that knows no locks
+            if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
+                raise
+        lock.truncate(0)
+        print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
+        self.lock = lock
+
+    def saved_config(self) -> dict[str, Any]:
+        """What config.json says; empty if the run never got so far."""
+        try:
+            saved = json.loads((self.path / CONFIG).read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{self.path / CONFIG} cannot be read ({error})") from None
+        if not isinstance(saved, dict):
+            raise ValueError(f"{self.path / CONFIG} holds {type(saved).__name__}, not an object")
+        return saved
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint after `step` steps."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    def saved_steps(self) -> list[int]:
+        """Which checkpoints there are, whole or not, the oldest first."""
+        if not self.checkpoints.is_dir():
+            return []
+        found = (CHECKPOINT_NAME.fullmatch(path.name) for path in self.checkpoints.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def newest_checkpoint(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that is whole, and why each newer one is not."""
+        reasons: list[str] = []
+        for step in reversed(self.saved_steps()):
+            try:
+                verify_folder(self.checkpoint(step))
+                return self.checkpoint(step), reasons
+            except ValueError as error:
+                reasons.append(str(error))
+        return None, reasons
+
+    def publish_checkpoint(self, step: int, files: Mapping[str, bytes], keep: int) -> None:
+        """Writes the checkpoint after `step` steps, and only then removes all but the newest.
+
+        Raises:
+            OSError: if the disk is full or cannot be written; the older checkpoints are all there.
+        """
+        if not self.writes:
+            return
+        publish_folder(self.checkpoint(step), files)
+        steps = self.saved_steps()
+        newer = [saved for saved in steps if saved > step]  # damaged ones, which we went back from
+        for other in [saved for saved in steps if saved <= step][:-keep] + newer:
+            remove_folder(self.checkpoint(other))
+
+    def publish_adapter(self, files: Mapping[str, bytes]) -> None:
+        """Writes the result."""
+        if self.writes:
+            publish_folder(self.adapter, files)
+
+    # --- metrics ----------------------------------------------------------------------------------
+
+    def start_metrics(self, done: int | None) -> None:
+        """Opens metrics.jsonl behind the records of the first `done` steps.
+
+        What an interrupted run wrote after its last checkpoint is cut off, so that each step
+        stands there once. None for a run that begins: nothing stays.
+        """
+        path = self.path / METRICS
+        kept = [] if done is None else [r for r in self.records() if r["step"] <= done]
+        replace_file(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        self.metrics = path.open("a", encoding="utf-8")
+
+    def records(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl says, without a last line that was cut off."""
+        path = self.path / METRICS
+        records = []
+        for line in path.read_bytes().splitlines() if path.exists() else []:
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    records.append(record)
+        return records
+
+    def log(self, **record: Any) -> None:
+        """Appends a record; whoever watches the file sees it at once."""
+        if self.metrics:
+            self.metrics.write(json.dumps(record) + "\n")
+            self.metrics.flush()
+
+
+def as_json(content: Mapping[str, Any]) -> bytes:
+    """JSON to be read by people too."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def free_name(folder: Path) -> Path:
+    """`folder`, or with -2, -3, ... behind it the first that does not exist."""
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in range(2, 10_000))
+    return folder if not folder.exists() else next(f for f in numbered if not f.exists())

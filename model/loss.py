@@ -1,0 +1,66 @@
+"""The loss: how surprised the model is by the tokens it should have written.
+
+For one target token y with logits z over the vocabulary, in nats:
+
+    loss  =  -log softmax(z)[y]  =  log(sum_v exp z[v])  -  z[y]
+
+Llama 3's vocabulary has 128,256 entries. Logits for 4,000 tokens in float32 would fill 2 GB, and
+their gradient as much again. So they exist for one chunk of tokens at a time: the chunk's loss and
+its gradient towards the hidden states are computed together, and the logits are dropped before the
+next chunk. That is possible because the loss is the last thing computed, and because the head is
+frozen: nobody asks for the head's gradient.
+
+Shapes: N target tokens (only those get logits), D hidden_size, V vocab_size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 512  # target tokens; 128,256 logits in float32 for each are 260 MB
+
+
+def summed_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats, summed over the targets; softmax in float32 or better.
+
+    Args:
+        hidden: (N, D), what the head reads at each token *before* a target.
+        head: (V, D), the frozen weight of `lm_head`.
+        targets: (N,), int64 ids. N may be 0, and the sum is then 0.
+
+    Returns:
+        A scalar. Its gradient reaches `hidden` and nothing else.
+    """
+    return SummedCrossEntropy.apply(hidden, head, targets, hidden.requires_grad)
+
+
+class SummedCrossEntropy(torch.autograd.Function):
+    """Computes the gradient on the way forward, while the logits are there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, needs_gradient: bool
+    ) -> Tensor:
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        total = torch.zeros((), dtype=exact, device=hidden.device)
+        gradient = torch.empty_like(hidden) if needs_gradient else None
+        for start in range(0, len(hidden), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            logits = (hidden[chunk] @ head.T).to(exact)
+            right = targets[chunk, None]
+            normalizer = logits.logsumexp(dim=1, keepdim=True)
+            total += (normalizer - logits.gather(1, right)).sum()
+            if gradient is not None:
+                # d loss / d z  =  softmax(z), less 1 at the target.
+                slope = logits.sub_(normalizer).exp_()
+                slope.scatter_add_(1, right, torch.full_like(right, -1, dtype=exact))
+                gradient[chunk] = slope.to(hidden.dtype) @ head
+        ctx.gradient = gradient
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        return ctx.gradient * upstream.to(ctx.gradient.dtype), None, None, None

@@ -1,0 +1,131 @@
+"""How much memory training takes, before it starts and while it runs.
+
+What a layer keeps for its backward pass is known from the code: a frozen linear map needs no input,
+a trained one needs it, an activation function needs its argument. Adding that up per token says how
+many tokens fit into one forward pass.
+
+Shapes: D hidden_size, F intermediate_size, H query heads, K key/value heads, E head_dim.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from model.config import LlamaConfig
+from model.llama import Llama
+from model.loss import CHUNK
+
+SHARE = 0.6  # of the free memory; the rest is for the allocator's gaps and for other programs
+ADAM_BYTES = 16  # per trained weight: itself, its gradient and two moments, in float32
+# More tokens than these at once do not make a step faster.
+ENOUGH = {"cpu": 4096, "mps": 8192, "cuda": 32768}
+
+
+def activation_bytes(config: LlamaConfig, dtype: torch.dtype, recompute: bool) -> int:
+    """Bytes that one token takes between the forward and the backward pass."""
+    D, F = config.hidden_size, config.intermediate_size
+    H, K, E = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    exact = 4 * D  # what a norm keeps, in float32
+    attention = D + 3 * H * E + 2 * K * E  # the input, q, k, v, what was seen, its copy for o_proj
+    layer = 2 * exact + dtype.itemsize * (attention + D + 3 * F)
+    if recompute:
+        return config.num_hidden_layers * dtype.itemsize * D + layer
+    return config.num_hidden_layers * layer
+
+
+def training_bytes(model: Llama, tokens: int, recompute: bool) -> int:
+    """Bytes for the weights, the optimizer, a pass over so many tokens, and a chunk of logits."""
+    dtype = model.lm_head.weight.dtype
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logits = 3 * 4 * min(CHUNK, tokens) * model.config.vocab_size
+    passes = tokens * activation_bytes(model.config, dtype, recompute)
+    return weights + ADAM_BYTES * trained + passes + logits
+
+
+def fit_passes(
+    model: Llama, device: torch.device, processes: int, longest: int, recompute: str
+) -> tuple[int, bool]:
+    """The most tokens for one forward pass, and whether layers have to recompute.
+
+    Args:
+        model: on its device already, with its LoRA layers.
+        device: whose memory it is.
+        processes: how many share that memory.
+        longest: tokens of the longest conversation, which a pass has to hold.
+        recompute: "on", "off", or "auto" for only if the longest does not fit otherwise.
+    """
+    tokens = tokens_that_fit(model, device, recompute == "on", processes)
+    if recompute == "auto" and tokens < longest:
+        return max(longest, tokens_that_fit(model, device, True, processes)), True
+    return max(longest, tokens), recompute == "on"
+
+
+def tokens_that_fit(model: Llama, device: torch.device, recompute: bool, processes: int) -> int:
+    """How many tokens one forward pass may have, a power of two, for all that is free.
+
+    Args:
+        model: on its device already.
+        device: whose memory it is.
+        recompute: whether activations are computed anew in the backward pass.
+        processes: how many share the memory.
+    """
+    besides = training_bytes(model, 0, recompute) - sum(
+        p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad
+    )
+    logits = 3 * 4 * CHUNK * model.config.vocab_size
+    free = SHARE * free_bytes(device) / processes - besides - logits
+    per_token = activation_bytes(model.config, model.lm_head.weight.dtype, recompute)
+    tokens = min(max(int(free / per_token), 1), ENOUGH[device.type])
+    return 1 << (tokens.bit_length() - 1)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    try:
+        with open("/proc/meminfo") as file:
+            entries = dict(line.split(":") for line in file)
+        return int(entries["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has had so far, on the device that it computes on."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def recompute_activations(model: Llama) -> None:
+    """Lets every layer keep its input only, and compute the rest anew in the backward pass.
+
+    Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174. It takes a
+    third more time. Dropout falls on the same units both times, because the state of the random
+    generator is kept with the input.
+    """
+    for layer in model.model.layers:
+        layer.forward = Recomputed(layer)
+
+
+class Recomputed:
+    """A layer's forward pass under `checkpoint`."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.compute = layer.forward
+
+    def __call__(self, *inputs: object) -> object:
+        return checkpoint(self.compute, *inputs, use_reentrant=False, preserve_rng_state=True)

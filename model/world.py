@@ -1,0 +1,116 @@
+"""The processes that train together: where this one computes, and how it adds up with the others.
+
+`torchrun --nproc-per-node=N` starts N processes and tells each its rank. Started by plain `python`
+there is one, and every method below is trivial, so the training code never asks whether it is
+distributed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model.device import choose_device
+
+# The main process alone downloads and tokenises while the others wait.
+TIMEOUT = timedelta(hours=4)
+
+
+def is_main() -> bool:
+    """Whether this process is the one that speaks and writes for all."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+class World:
+    """This process among all.
+
+    Args:
+        device: "auto", "cuda", "mps" or "cpu".
+
+    Attributes:
+        rank: this process's number, from 0.
+        size: how many processes there are.
+        device: where this one computes; every process on a machine has a GPU of its own.
+        is_main: whether this process speaks and writes for all.
+
+    Raises:
+        ValueError: if there is no such device, or fewer GPUs than processes.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.rank = int(os.environ.get("RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.is_main = is_main()
+        self.device = choose_device(device)
+        if self.device.type == "cuda":
+            local_rank = int(os.environ.get("LOCAL_RANK", 0))
+            if local_rank >= torch.cuda.device_count():
+                raise ValueError(
+                    f"process {local_rank} of this machine has no GPU of its own, there are "
+                    f"{torch.cuda.device_count()}; lower --nproc-per-node"
+                )
+            self.device = torch.device("cuda", local_rank)
+            torch.cuda.set_device(self.device)
+        if self.size > 1:
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=TIMEOUT)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process goes through this block alone; the others follow when it is done.
+
+        What it downloads or tokenises, they find.
+        """
+        if not self.is_main:
+            dist.barrier()
+        yield
+        if self.is_main and self.size > 1:
+            dist.barrier()
+
+    def sum(self, value: Tensor) -> Tensor:
+        """`value` summed over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def any(self, claim: bool) -> bool:
+        """Whether it holds in any process. All must ask."""
+        if self.size == 1:
+            return claim
+        return bool(self.sum(torch.tensor(int(claim), device=self.device)).item())
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Adds up the gradients of all processes, in one message.
+
+        LoRA trains so few numbers that they fit one: that is all that DistributedDataParallel
+        would do for us, without wrapping the model. A process without work has none and adds zero.
+        """
+        if self.size == 1:
+            return
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = self.sum(torch.cat([grad.flatten() for grad in grads]))
+        for p, summed in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = summed.view_as(p)
+
+    def print(self, text: str) -> None:
+        """Prints a text, once for all processes."""
+        if self.is_main:
+            print(text, flush=True)
+
+    def note(self, text: str) -> None:
+        """Prints a line above the progress bar, once for all processes."""
+        if self.is_main:
+            tqdm.write(text, file=sys.stdout)
+
+    def close(self) -> None:
+        """Parts with the other processes."""
+        if self.size > 1:
+            dist.destroy_process_group()

@@ -1,0 +1,172 @@
+"""What a run is made of: found, checked, loaded, and restored where it left off.
+
+`train.py` begins with `prepare` and `resume`; what it does with the parts stands there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from data.batches import steps_per_epoch
+from data.chat_format import ChatFormat, chat_format_of
+from data.hub import fetch_model
+from data.tokenizer import Tokenizer
+from data.training_data import TrainingData, load_training_data
+from lora.checkpoint import load_checkpoint, trainable
+from lora.choose_run import choose_run
+from lora.config import BaseModel
+from lora.inject import add_lora
+from lora.progress import plan
+from lora.run_folder import RunFolder
+from lora.train_config import TrainConfig
+from model.device import DTYPES, choose_dtype
+from model.generation_config import stop_ids
+from model.llama import Llama
+from model.memory import fit_passes, recompute_activations, training_bytes
+from model.weights import load_model, weights_sha256
+from model.world import World, is_main
+
+
+@dataclass
+class Run:
+    """What the functions below share."""
+
+    config: TrainConfig
+    folder: RunFolder
+    world: World
+    chat_format: ChatFormat
+    data: TrainingData
+    model: Llama
+    base: BaseModel
+    stop_ids: frozenset[int]
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+
+    @property
+    def steps(self) -> int:
+        """How many optimizer steps the whole run has."""
+        if self.config.max_steps is not None:
+            return self.config.max_steps
+        per_epoch = steps_per_epoch(self.data.mixture, self.config.batch_size)
+        return max(1, math.ceil(self.config.epochs * per_epoch))
+
+
+def prepare(given: Mapping[str, Any]) -> Run:
+    """Finds, checks and loads all that the flags name; nothing is written into the run's folder."""
+    config, folder = choose_run(given, writes=is_main())
+    world = World(config.device)
+    with world.main_first():
+        snapshot = fetch_model(config.model)
+        chat_format = chat_format_of(Tokenizer.from_folder(snapshot.path))
+        data = load_data(config, chat_format)
+    dtype = choose_dtype(config.dtype, world.device)
+    model = load_model(snapshot.path, dtype, world.device).train()
+    torch.manual_seed(config.seed)
+    add_lora(model, config.lora)
+    config = speed_up(config, model, world, longest=int(data.train.lengths.max()))
+    adam = torch.optim.AdamW(
+        [p for _, p in trainable(model)],
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=world.device.type == "cuda",
+    )
+    # In float16 small gradients would round to zero. So the loss is scaled up, and the gradients
+    # are scaled down again once they are in float32. For other dtypes the scaler does nothing.
+    scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
+    base = BaseModel(snapshot.public_name, snapshot.revision, weights_sha256(snapshot.path))
+    stops = stop_ids(snapshot.path) | chat_format.end_ids
+    return Run(config, folder, world, chat_format, data, model, base, stops, adam, scaler)
+
+
+def load_data(config: TrainConfig, chat_format: ChatFormat) -> TrainingData:
+    """The conversations to learn from and those to evaluate on, as tokens."""
+    data = load_training_data(
+        config.data,
+        config.data_weights,
+        config.eval_data,
+        config.eval_size,
+        chat_format,
+        config.max_length,
+        config.train_on,
+        config.strict_data,
+        config.max_dropped,
+    )
+    if data.flaws:
+        print(data.flaws, file=sys.stderr)
+    return data
+
+
+def speed_up(config: TrainConfig, model: Llama, world: World, longest: int) -> TrainConfig:
+    """Settles what is left to the machine, and returns the configuration with it."""
+    dtype = next(name for name, dtype in DTYPES.items() if dtype == model.lm_head.weight.dtype)
+    tokens, recompute = fit_passes(
+        model, world.device, world.size, longest, config.checkpoint_activations
+    )
+    if recompute:
+        recompute_activations(model)
+    if config.compile:
+        for layer in model.model.layers:
+            layer.mlp.compile(dynamic=True)
+    return dataclasses.replace(
+        config,
+        dtype=dtype,
+        micro_batch_tokens=config.micro_batch_tokens or tokens,
+        checkpoint_activations="on" if recompute else "off",
+    )
+
+
+def resume(run: Run) -> int:
+    """Opens the run's folder and restores its newest whole checkpoint; returns the steps done."""
+    sha256 = {"base_sha256": run.base.sha256, "data_sha256": run.data.sha256}
+    saved = run.folder.saved_config()
+    for name, value in sha256.items():
+        if saved.get(name, value) != value:
+            raise ValueError(
+                f"{run.folder.path} was trained on other {name.removesuffix('_sha256')} than "
+                f"{run.config.model} and {', '.join(run.config.data)} are now; start another run"
+            )
+    checkpoint, damaged = run.folder.newest_checkpoint()
+    for reason in damaged:
+        run.world.print(f"{reason}: going back to the checkpoint before it")
+    done = 0
+    if checkpoint:
+        done = load_checkpoint(checkpoint, run.model, run.optimizer, run.scaler)
+        run.world.print(f"going on after step {done}, from {checkpoint}")
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    found = {"model_revision": run.base.revision, "device": str(run.world.device)}
+    config = dataclasses.asdict(run.config) | sha256 | found | {"versions": versions}
+    run.folder.open(config, run.data.as_dict(), done if checkpoint else None)
+    return done
+
+
+def announce(run: Run) -> None:
+    """Says what is about to happen, before it does."""
+    parameters = list(run.model.parameters())
+    on = run.config.checkpoint_activations == "on"
+    numbers = {
+        "model": run.config.model,
+        "dtype": run.config.dtype,
+        "device": run.world.device.type,
+        "parameters": sum(p.numel() for p in parameters),
+        "trained": sum(p.numel() for p in parameters if p.requires_grad),
+        "data": ", ".join(run.config.data),
+        "conversations": len(run.data.train),
+        "tokens": int(run.data.train.lengths.sum()),
+        "targets": int(run.data.train.target_counts.sum()),
+        "held_out": len(run.data.held_out),
+        "steps": run.steps,
+        "batch_size": run.config.batch_size,
+        "micro_batch_tokens": run.config.micro_batch_tokens,
+        "processes": run.world.size,
+        "memory": training_bytes(run.model, run.config.micro_batch_tokens, on),
+        "folder": run.folder.path,
+    }
+    run.world.print(plan(numbers))

@@ -1,0 +1,277 @@
+"""Fine-tunes Llama 3.2 with LoRA.
+
+    python train.py --lr 2e-4                         # Llama-3.2-1B-Instruct on FineTome-100k
+    python train.py --demo --lr 2e-4                  # a tiny model, two minutes on two CPU cores
+    python train.py --lr 2e-4 --resume                # go on where it stopped, or start
+    torchrun --nproc-per-node=4 train.py --lr 2e-4    # four GPUs, the same result
+
+`main` is the table of contents; the functions follow in the order in which it calls them. Behind
+them are the settings (lora/train_config.py), the parts of a run (run.py), the forward pass
+(model/llama.py), the adapter (lora/layer.py), the loss (model/loss.py), what a step trains on
+(data/batches.py), and what is saved (lora/checkpoint.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from data.batches import MicroBatch, conversations_of_step, pack, steps_per_epoch
+from data.chat_format import Message
+from data.command_line import given_flags, run_command
+from data.training_data import Selection
+from lora.adapter import adapter_files
+from lora.checkpoint import checkpoint_files, trainable
+from lora.interrupt import Interrupt
+from lora.model_card import model_card
+from lora.progress import StepBar, held_out_losses, summary, time_left
+from lora.schedule import learning_rate
+from lora.train_config import TrainConfig
+from model.attention import Packed
+from model.generate import generate_batch
+from model.generation_config import SamplingConfig
+from model.llama import Llama
+from model.loss import summed_cross_entropy
+from model.memory import peak_bytes
+from model.sampling import Sampler
+from run import Run, announce, prepare, resume
+
+OUT_OF_MEMORY = (
+    "the device has not enough memory: lower --micro-batch-tokens or --max-length, or add "
+    "--checkpoint-activations on; --resume goes on from the last checkpoint"
+)
+LONGEST_SAMPLE = 96  # tokens
+MOST_BROKEN_STEPS = 10  # in a row with gradients that are not finite: more will not help
+
+
+def main(given: Mapping[str, Any]) -> int:
+    """One run, from nothing or from a checkpoint to an adapter; returns the exit status."""
+    started = time.perf_counter()
+    run = prepare(given)
+    done = resume(run)
+    announce(run)
+    with Interrupt() as interrupt:
+        done = train(run, done, interrupt)
+        save(run, done)
+    if done < run.steps:
+        run.world.print(f"stopped after step {done} of {run.steps}, all saved in {run.folder.path}")
+        run.world.print("the same command with --resume goes on from there")
+        return interrupt.exit_status
+    run.folder.publish_adapter(result(run))
+    records, peak = run.folder.records(), peak_bytes(run.world.device)
+    seconds = time.perf_counter() - started
+    run.world.print(summary(records, seconds, peak, run.folder.adapter, run.config.model))
+    run.world.close()
+    return 0
+
+
+def train(run: Run, done: int, interrupt: Interrupt) -> int:
+    """Takes the steps from `done` on; returns how many are done in the end."""
+    config, first, broken, started = run.config, done, 0, time.perf_counter()
+    if done == 0 < run.steps:
+        look(run, done)
+    with StepBar(run.steps, done, shown=run.world.is_main) as bar:
+        while done < run.steps and not run.world.any(bool(interrupt.signal)):
+            step = train_step(run, done)
+            if not step.is_finite and run.scaler.is_enabled() and run.scaler.get_scale() >= 1:
+                continue  # an overflow in float16: the same step again, scaled less
+            broken = 0 if step.is_finite else broken + 1
+            if broken == MOST_BROKEN_STEPS:
+                raise ValueError(
+                    f"gradients were not finite in {broken} steps in a row; the last good one was "
+                    f"step {done + 1 - broken}: go on from before it with a lower --lr"
+                )
+            done += 1
+            record(run, done, step)
+            bar.update(step.loss, learning_rate(done - 1, run.steps, config), step.speed)
+            if done == first + 3:
+                seconds = (time.perf_counter() - started) / 3 * (run.steps - done)
+                run.world.note(time_left(seconds, run.world.device.type))
+            look(run, done)
+            if done % config.save_every == 0 and done < run.steps:
+                save(run, done)
+    return done
+
+
+class Step(NamedTuple):
+    """What came of one optimizer step; `loss` is the mean over its target tokens, in nats."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    target_tokens: int
+    seconds: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it changed the weights, which it does not if a gradient is NaN or inf."""
+        return math.isfinite(self.grad_norm)
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
+
+
+def train_step(run: Run, step: int) -> Step:
+    """Step number `step`, from 0. All that it does follows from the seed, `step` and the state."""
+    started = time.perf_counter()
+    config, train = run.config, run.data.train
+    torch.manual_seed((config.seed * 1_000_003 + step) * 1_009 + run.world.rank)  # for dropout
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(step, run.steps, config)
+    numbers = conversations_of_step(run.data.mixture, config.batch_size, config.seed, step)
+
+    loss, norm = gradients(run, micro_batches(run, train, numbers))
+    loss, norm = torch.stack([loss, norm]).tolist()  # the only time that we wait for the device
+    if math.isfinite(norm) or run.scaler.is_enabled():  # a scaler leaves a bad step out itself
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+    run.optimizer.zero_grad()
+
+    tokens, targets = train.lengths[numbers].sum(), train.target_counts[numbers].sum()
+    return Step(loss, norm, int(tokens), int(targets), time.perf_counter() - started)
+
+
+def micro_batches(run: Run, conversations: Selection, numbers: Sequence[int]) -> list[MicroBatch]:
+    """This process's share of the conversations with these numbers, packed."""
+    lengths = conversations.lengths[numbers]
+    packs = pack(lengths.tolist(), run.config.micro_batch_tokens, run.world.size)
+    mine = [places for places in packs[run.world.rank :: run.world.size] if places]
+    return [MicroBatch.of([conversations[numbers[place]] for place in places]) for places in mine]
+
+
+def gradients(run: Run, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
+    """Leaves the step's gradients in the weights; returns its loss and their norm before clipping.
+
+    The loss is the mean over the target tokens of the whole step, wherever they are computed: first
+    they are counted, then every micro-batch's sum is divided by that one number. The mean of the
+    micro-batches' means would be something else, since it counts a token for more the fewer stand
+    beside it.
+    """
+    world, weights = run.world, [p for _, p in trainable(run.model)]
+    counts = torch.tensor(sum(len(batch.targets) for batch in batches), device=world.device)
+    num_targets = world.sum(counts).clamp(min=1)
+    loss = torch.zeros((), device=world.device)
+    for batch in batches:
+        batch_loss = summed_loss(run.model, batch.to(world.device)) / num_targets
+        run.scaler.scale(batch_loss).backward()  # gradients add up over the micro-batches
+        loss += batch_loss.detach()
+    world.sum_gradients(weights)
+    run.scaler.unscale_(run.optimizer)
+    return world.sum(loss), nn.utils.clip_grad_norm_(weights, run.config.grad_clip)
+
+
+def summed_loss(model: Llama, batch: MicroBatch) -> Tensor:
+    """Cross-entropy in nats, summed over the micro-batch's targets; only they get logits."""
+    hidden = model.model(batch.tokens, Packed(batch.lengths))
+    return summed_cross_entropy(
+        hidden.index_select(0, batch.before_target), model.lm_head.weight, batch.targets
+    )
+
+
+def record(run: Run, done: int, step: Step) -> None:
+    """Writes a step down."""
+    per_epoch = steps_per_epoch(run.data.mixture, run.config.batch_size)
+    run.folder.log(
+        step=done,
+        epoch=round(done / per_epoch, 6),
+        loss=step.loss if step.is_finite else None,
+        lr=learning_rate(done - 1, run.steps, run.config),
+        grad_norm=step.grad_norm if step.is_finite else None,
+        tokens=step.tokens,
+        target_tokens=step.target_tokens,
+        tokens_per_second=round(step.speed, 1),
+        seconds=round(step.seconds, 4),
+        peak_memory_bytes=peak_bytes(run.world.device),
+    )
+
+
+def look(run: Run, done: int) -> None:
+    """Evaluates the model and asks it something, if that is due after `done` steps."""
+    config = run.config
+    for action, every in (
+        (evaluate, config.eval_every),
+        (sample, config.eval_every if config.sample_every is None else config.sample_every),
+    ):
+        if every and (done % every == 0 or done == run.steps):
+            with evaluating(run.model):
+                action(run, done)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context without dropout and without gradients; afterwards all is as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def evaluate(run: Run, done: int) -> None:
+    """Logs the mean loss over all target tokens of the held-out conversations."""
+    held_out = run.data.held_out
+    if not len(held_out):
+        return
+    total = torch.zeros(2, device=run.world.device)
+    for batch in micro_batches(run, held_out, range(len(held_out))):
+        total[0] += summed_loss(run.model, batch.to(run.world.device))
+        total[1] += len(batch.targets)
+    loss, count = run.world.sum(total).tolist()
+    run.folder.log(step=done, eval_loss=loss / count, eval_target_tokens=int(count))
+    run.world.note(f"step {done}: held-out loss {loss / count:.4f}")
+
+
+def sample(run: Run, done: int) -> None:
+    """Logs what the model answers to the sample prompts, always taking the likeliest token."""
+    questions = [[Message("user", prompt)] for prompt in run.config.sample_prompts]
+    prompts = [r.ids for r in run.chat_format.render_batch(questions, generation_prompt=True)]
+    samplers = [Sampler(SamplingConfig(), device=run.world.device) for _ in prompts]
+    answers = generate_batch(run.model, prompts, samplers, run.stop_ids, LONGEST_SAMPLE)
+    for prompt, ids in zip(run.config.sample_prompts, answers, strict=True):
+        answer = run.chat_format.tokenizer.decode(ids)
+        run.folder.log(step=done, prompt=prompt, sample=answer)
+        run.world.note(f"step {done}: {prompt} -> {answer}")
+
+
+def save(run: Run, done: int) -> None:
+    """Publishes a checkpoint after `done` steps, and then drops the oldest."""
+    files = checkpoint_files(done, run.model, run.config.lora, run.base, run.optimizer, run.scaler)
+    run.folder.publish_checkpoint(done, files, run.config.keep)
+
+
+def result(run: Run) -> dict[str, bytes]:
+    """The files of the finished adapter."""
+    losses = held_out_losses(run.folder.records())
+    card = model_card(run.base, run.config.data, dataclasses.asdict(run.config), losses)
+    return adapter_files(run.model, run.config.lora, run.base) | {"README.md": card.encode()}
+
+
+def command(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit status."""
+    given = given_flags(TrainConfig, arguments, "train.py", "Fine-tunes Llama 3.2 with LoRA.")
+    status = 0
+
+    def start() -> None:
+        nonlocal status
+        try:
+            status = main(given)
+        except torch.OutOfMemoryError:
+            raise ValueError(OUT_OF_MEMORY) from None
+
+    return run_command("train.py", start) or status
+
+
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]))
