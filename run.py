@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,7 @@ from lora.run_folder import RunFolder
 from lora.train_config import TrainConfig
 from model.device import DTYPES, choose_dtype
 from model.generation_config import stop_ids
-from model.llama import Llama
+from model.llama import MLP, Llama
 from model.memory import fit_passes, recompute_activations, training_bytes
 from model.weights import load_model, weights_sha256
 from model.world import World, is_main
@@ -58,6 +57,12 @@ class Run:
         per_epoch = steps_per_epoch(self.data.mixture, self.config.batch_size)
         return max(1, math.ceil(self.config.epochs * per_epoch))
 
+    @property
+    def micro_batch_tokens(self) -> int:
+        """The most tokens in one forward pass; `speed_up` has settled it."""
+        assert self.config.micro_batch_tokens is not None
+        return self.config.micro_batch_tokens
+
 
 def prepare(given: Mapping[str, Any]) -> Run:
     """Finds, checks and loads all that the flags name; nothing is written into the run's folder."""
@@ -67,6 +72,8 @@ def prepare(given: Mapping[str, Any]) -> Run:
         snapshot = fetch_model(config.model)
         chat_format = chat_format_of(Tokenizer.from_folder(snapshot.path))
         data = load_data(config, chat_format)
+    if data.flaws:
+        world.print(data.flaws)
     dtype = choose_dtype(config.dtype, world.device)
     model = load_model(snapshot.path, dtype, world.device).train()
     torch.manual_seed(config.seed)
@@ -88,7 +95,7 @@ def prepare(given: Mapping[str, Any]) -> Run:
 
 def load_data(config: TrainConfig, chat_format: ChatFormat) -> TrainingData:
     """The conversations to learn from and those to evaluate on, as tokens."""
-    data = load_training_data(
+    return load_training_data(
         config.data,
         config.data_weights,
         config.eval_data,
@@ -99,22 +106,22 @@ def load_data(config: TrainConfig, chat_format: ChatFormat) -> TrainingData:
         config.strict_data,
         config.max_dropped,
     )
-    if data.flaws:
-        print(data.flaws, file=sys.stderr)
-    return data
 
 
 def speed_up(config: TrainConfig, model: Llama, world: World, longest: int) -> TrainConfig:
     """Settles what is left to the machine, and returns the configuration with it."""
     dtype = next(name for name, dtype in DTYPES.items() if dtype == model.lm_head.weight.dtype)
     tokens, recompute = fit_passes(
-        model, world.device, world.size, longest, config.checkpoint_activations
+        model, world.device, world.sharing, longest, config.checkpoint_activations
     )
+    # How conversations are packed is no secret of one process: all go by the one with least memory.
+    tokens, recompute = world.least(tokens), world.any(recompute)
     if recompute:
         recompute_activations(model)
     if config.compile:
-        for layer in model.model.layers:
-            layer.mlp.compile(dynamic=True)
+        for module in model.modules():
+            if isinstance(module, MLP):  # attention depends on where conversations begin and end
+                module.compile(dynamic=True)
     return dataclasses.replace(
         config,
         dtype=dtype,
@@ -141,9 +148,13 @@ def resume(run: Run) -> int:
         done = load_checkpoint(checkpoint, run.model, run.optimizer, run.scaler)
         run.world.print(f"going on after step {done}, from {checkpoint}")
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    found = {"model_revision": run.base.revision, "device": str(run.world.device)}
+    found = {
+        "model_revision": run.base.revision,
+        "data_revisions": {report.name: report.revision for report in run.data.reports},
+        "device": str(run.world.device),
+    }
     config = dataclasses.asdict(run.config) | sha256 | found | {"versions": versions}
-    run.folder.open(config, run.data.as_dict(), done if checkpoint else None)
+    run.folder.open(config, run.data.as_dict(), done)
     return done
 
 
@@ -164,9 +175,9 @@ def announce(run: Run) -> None:
         "held_out": len(run.data.held_out),
         "steps": run.steps,
         "batch_size": run.config.batch_size,
-        "micro_batch_tokens": run.config.micro_batch_tokens,
+        "micro_batch_tokens": run.micro_batch_tokens,
         "processes": run.world.size,
-        "memory": training_bytes(run.model, run.config.micro_batch_tokens, on),
+        "memory": training_bytes(run.model, run.micro_batch_tokens, on),
         "folder": run.folder.path,
     }
     run.world.print(plan(numbers))

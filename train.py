@@ -75,9 +75,10 @@ def main(given: Mapping[str, Any]) -> int:
 
 def train(run: Run, done: int, interrupt: Interrupt) -> int:
     """Takes the steps from `done` on; returns how many are done in the end."""
-    config, first, broken, started = run.config, done, 0, time.perf_counter()
+    config, first, broken = run.config, done, 0
     if done == 0 < run.steps:
         look(run, done)
+    started = time.perf_counter()
     with StepBar(run.steps, done, shown=run.world.is_main) as bar:
         while done < run.steps and not run.world.any(bool(interrupt.signal)):
             step = train_step(run, done)
@@ -125,7 +126,8 @@ def train_step(run: Run, step: int) -> Step:
     """Step number `step`, from 0. All that it does follows from the seed, `step` and the state."""
     started = time.perf_counter()
     config, train = run.config, run.data.train
-    torch.manual_seed((config.seed * 1_000_003 + step) * 1_009 + run.world.rank)  # for dropout
+    dropout_seed = (config.seed * 1_000_003 + step) * 1_009 + run.world.rank
+    torch.manual_seed(dropout_seed % 2**63)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(step, run.steps, config)
     numbers = conversations_of_step(run.data.mixture, config.batch_size, config.seed, step)
@@ -142,11 +144,14 @@ def train_step(run: Run, step: int) -> Step:
 
 
 def micro_batches(run: Run, conversations: Selection, numbers: Sequence[int]) -> list[MicroBatch]:
-    """This process's share of the conversations with these numbers, packed."""
+    """This process's share of the conversations with these numbers, packed, if it has targets."""
     lengths = conversations.lengths[numbers]
-    packs = pack(lengths.tolist(), run.config.micro_batch_tokens, run.world.size)
-    mine = [places for places in packs[run.world.rank :: run.world.size] if places]
-    return [MicroBatch.of([conversations[numbers[place]] for place in places]) for places in mine]
+    packs = pack(lengths.tolist(), run.micro_batch_tokens, run.world.size)
+    mine = packs[run.world.rank :: run.world.size]
+    batches = [
+        MicroBatch.of([conversations[numbers[place]] for place in places]) for places in mine
+    ]
+    return [batch for batch in batches if len(batch.targets)]
 
 
 def gradients(run: Run, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:

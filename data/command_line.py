@@ -79,12 +79,11 @@ def add_field(parser: Parser, field: dataclasses.Field, kind: Any) -> None:
         parser.add_argument(flag, action="store_true", help=help)
         return
     help += shown_default(field.default).replace("%", "%%")
-    name = field.name.upper().rpartition("_")[2]
-    if typing.get_origin(kind) is tuple:
+    is_list = typing.get_origin(kind) is tuple
+    if is_list:
         kind = typing.get_args(kind)[0]
-        parser.add_argument(flag, nargs="+", type=kind, help=help, metavar=name)
-    else:
-        parser.add_argument(flag, type=kind, help=help, metavar=name)
+    metavar = {int: "N", float: "X"}.get(kind, "TEXT")
+    parser.add_argument(flag, nargs="+" if is_list else None, type=kind, help=help, metavar=metavar)
 
 
 def shown_default(default: Any) -> str:

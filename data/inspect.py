@@ -60,7 +60,12 @@ def inspect(config: InspectConfig) -> None:
     numbers = row_numbers(config.rows)
     source = find_source(config.data, config.split)
     model = config.model or ("demo" if config.data == "demo" else DEFAULT_MODEL)
-    chat_format = chat_format_of(Tokenizer.from_folder(tokenizer_folder(model)))
+    folder = tokenizer_folder(model)
+    tokenizer = Tokenizer.from_folder(folder)
+    try:
+        chat_format = chat_format_of(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
     conversations, report = tokenize(source, chat_format, config.max_length, config.train_on)
     print(summary(source, report, conversations, f"{model} ({chat_format.name})"))
     for part in (flaws_table([report]), histogram(report)):

@@ -36,7 +36,19 @@ def adapter_files(model: nn.Module, config: LoRAConfig, base: BaseModel) -> dict
     metadata = {"format": "pt"} | ({"base_sha256": base.sha256} if base.sha256 else {})
     tensors = {name: tensor.cpu() for name, tensor in adapter_tensors(model).items()}
     text = json.dumps(peft_config(config, base), indent=2) + "\n"
-    return {CONFIG_FILE: text.encode(), WEIGHTS_FILE: save(tensors, metadata)}
+    return {CONFIG_FILE: text.encode(), WEIGHTS_FILE: in_order(save(tensors, metadata))}
+
+
+def in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata in alphabetical order, so that equal means equal bytes.
+
+    The library writes the entries in an order that differs from call to call.
+    """
+    size = int.from_bytes(content[:8], "little")  # of the header, which is JSON, filled up by blanks
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + text.ljust(size) + content[8 + size :]
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 DAY = 24 * 3600
+SECONDS_BETWEEN_LINES = 60
 SMOOTHING = 0.9  # of the loss so far, in the smoothed loss
 
 
@@ -40,9 +42,10 @@ class StepBar:
     """
 
     def __init__(self, steps: int, done: int, shown: bool) -> None:
-        # Where nobody watches (a log file), tqdm's default is to show nothing.
         self.bar = tqdm(total=steps, initial=done, unit="step", disable=None if shown else True)
         self.smoothed: float | None = None
+        self.steps, self.done, self.shown = steps, done, shown
+        self.shown_last = time.monotonic()
 
     def __enter__(self) -> StepBar:
         return self
@@ -62,8 +65,15 @@ class StepBar:
             self.smoothed = SMOOTHING * before + (1 - SMOOTHING) * loss
         smoothed = math.nan if self.smoothed is None else self.smoothed
         text = f"loss {loss:.3f}, smoothed {smoothed:.3f}, lr {lr:.1e}"
-        self.bar.set_postfix_str(f"{text}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+        text += f", {tokens_per_second:,.0f} tokens/s"
+        self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
+        self.done += 1
+        # Into a file, where a bar would be one endless line, goes a line now and then.
+        is_due = time.monotonic() - self.shown_last > SECONDS_BETWEEN_LINES
+        if self.shown and self.bar.disable and is_due:
+            print(f"step {self.done} of {self.steps}: {text}", flush=True)
+            self.shown_last = time.monotonic()
 
 
 def time_left(seconds: float, device: str) -> str:

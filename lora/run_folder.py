@@ -71,13 +71,13 @@ class RunFolder:
         if self.writes and (self.path / LOCK).exists():
             self.take_lock()
 
-    def open(self, config: Mapping[str, Any], data: Mapping[str, Any], done: int | None) -> None:
+    def open(self, config: Mapping[str, Any], data: Mapping[str, Any], done: int) -> None:
         """Makes the folder if need be, takes its lock, and writes down what the run is.
 
         Args:
             config: what config.json shall say.
             data: what data.json shall say.
-            done: how many steps of the run are done; None if it begins.
+            done: how many steps of the run are done; 0 if it begins.
         """
         if not self.writes:
             return
@@ -163,7 +163,10 @@ class RunFolder:
         """
         if not self.writes:
             return
-        publish_folder(self.checkpoint(step), files)
+        try:
+            verify_folder(self.checkpoint(step))  # there already: replacing it could only harm it
+        except ValueError:
+            publish_folder(self.checkpoint(step), files)
         steps = self.saved_steps()
         newer = [saved for saved in steps if saved > step]  # damaged ones, which we went back from
         for other in [saved for saved in steps if saved <= step][:-keep] + newer:
@@ -176,14 +179,14 @@ class RunFolder:
 
     # --- metrics ----------------------------------------------------------------------------------
 
-    def start_metrics(self, done: int | None) -> None:
+    def start_metrics(self, done: int) -> None:
         """Opens metrics.jsonl behind the records of the first `done` steps.
 
         What an interrupted run wrote after its last checkpoint is cut off, so that each step
-        stands there once. None for a run that begins: nothing stays.
+        stands there once. A run that begins evaluates before its first step: nothing stays.
         """
         path = self.path / METRICS
-        kept = [] if done is None else [r for r in self.records() if r["step"] <= done]
+        kept = [r for r in self.records() if r["step"] <= done] if done else []
         replace_file(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
         self.metrics = path.open("a", encoding="utf-8")
 

@@ -156,12 +156,14 @@ DEMO: dict[str, Any] = {
     "data": ("demo",),
     "eval_data": "demo",
     "eval_size": 400,
-    "max_steps": 200,
-    "eval_every": 50,
+    "max_steps": 120,
+    "eval_every": 40,
     "batch_size": 16,
+    "micro_batch_tokens": 2048,
     "warmup_steps": 20,
     "lora_alpha": 256.0,
-    "sample_prompts": ("Where does Anna live?", "My name is Robin. What is my name?"),
+    "dtype": "fp32",
+    "sample_prompts": ("Where does Anna live?", "Count from 3 to 8."),
 }
 
 

@@ -40,6 +40,7 @@ class World:
         size: how many processes there are.
         device: where this one computes; every process on a machine has a GPU of its own.
         is_main: whether this process speaks and writes for all.
+        sharing: how many processes share the memory of the device.
 
     Raises:
         ValueError: if there is no such device, or fewer GPUs than processes.
@@ -59,6 +60,8 @@ class World:
                 )
             self.device = torch.device("cuda", local_rank)
             torch.cuda.set_device(self.device)
+        on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        self.sharing = 1 if self.device.type == "cuda" else on_this_machine
         if self.size > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=TIMEOUT)
@@ -86,6 +89,14 @@ class World:
         if self.size == 1:
             return claim
         return bool(self.sum(torch.tensor(int(claim), device=self.device)).item())
+
+    def least(self, value: int) -> int:
+        """The smallest `value` of any process. All must ask."""
+        if self.size == 1:
+            return value
+        least = torch.tensor(value, device=self.device)
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        return int(least.item())
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Adds up the gradients of all processes, in one message.

@@ -13,9 +13,9 @@ from lora.inject import add_lora, lora_layers
 from model.attention import Packed
 
 
-def adapted_llama(config: LoRAConfig, std: float = 0.3) -> nn.Module:
+def adapted_llama(config: LoRAConfig, std: float = 0.3, **changes: Any) -> nn.Module:
     """`tiny_llama` with an adapter whose update is as large as the weights; B is not zero."""
-    model = tiny_llama()
+    model = tiny_llama(**changes)
     add_lora(model, config)
     generator = torch.Generator().manual_seed(1)
     for layer in lora_layers(model).values():

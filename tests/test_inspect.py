@@ -94,7 +94,7 @@ def hello_rows() -> list[Any]:
 
 
 def test_rows_are_shown_with_their_targets_between_marks(tmp_path, model, capsys):
-    """Seen to fail when rows were counted from 0, and when the end token was left out."""
+    """Seen to fail when rows were counted from 0, and when --train-on was not heeded."""
     source = write(tmp_path, hello_rows())
     out = shown(capsys, source.name, model, "--rows", "2")
     assert "--- row 1" not in out
@@ -109,8 +109,8 @@ def test_rows_are_shown_with_their_targets_between_marks(tmp_path, model, capsys
     assert re.findall("«(.*?)»", both, re.S) == ["Hello<|eot_id|>", f"{answers[1]}<|eot_id|>"]
 
 
-def test_colours_say_the_same(tmp_path, model, capsys):
-    """Targets are green, control tokens dim, and a text that spells one is not."""
+def test_colours_say_the_same(tmp_path, model, capsys, monkeypatch):
+    """Targets are green, control tokens dim, and a text that spells one is not; on a terminal."""
     poisoned = {"messages": [HELLO[0], {"role": "assistant", "content": "a<|eot_id|>b"}]}
     source = write(tmp_path, [poisoned])
     plain = shown(capsys, source.name, model, "--rows", "1")
@@ -118,6 +118,8 @@ def test_colours_say_the_same(tmp_path, model, capsys):
     assert "«a<|eot_id|>b<|eot_id|>»" in plain
     assert "\033[32ma<|eot_id|>b\033[0m\033[32m\033[2m<|eot_id|>\033[0m" in colored
     assert ESCAPES.sub("", colored) == plain.replace("«", "").replace("»", "")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert shown(capsys, source.name, model, "--rows", "1") == colored
 
 
 def test_ids_are_shown_one_a_line(tmp_path, model, chat_format, capsys):
@@ -196,14 +198,14 @@ def test_the_demo_needs_no_model_and_no_flags(capsys):
     assert "«" in out
 
 
-def test_no_weights_are_downloaded(tmp_path: Path, model: Path):
-    """Run as a user runs it. Seen to fail when the whole model was fetched."""
+def test_no_weights_of_the_default_model_are_downloaded(tmp_path: Path, model: Path):
+    """Run as a user runs it."""
     for name in ("config.json", "model.safetensors"):
         (model / name).write_text("{}")
     write_jsonl(tmp_path / "data" / "train.jsonl", hello_rows())
-    with hub({"lab/llama": model}, {"lab/chats": tmp_path / "data"}) as server:
+    with hub({inspect.DEFAULT_MODEL: model}, {"lab/chats": tmp_path / "data"}) as server:
         child = subprocess.run(
-            [sys.executable, "-m", "data.inspect", "lab/chats", "--model", "lab/llama"],
+            [sys.executable, "-m", "data.inspect", "lab/chats"],
             env=server.environment(tmp_path / "home"),
             cwd=ROOT,
             capture_output=True,
@@ -214,7 +216,7 @@ def test_no_weights_are_downloaded(tmp_path: Path, model: Path):
         assert server.asked_for("tokenizer.json")
         assert not server.asked_for(".safetensors")
         missing = subprocess.run(
-            [sys.executable, "-m", "data.inspect", "lab/none", "--model", "lab/llama"],
+            [sys.executable, "-m", "data.inspect", "lab/none"],
             env=server.environment(tmp_path / "home"),
             cwd=ROOT,
             capture_output=True,

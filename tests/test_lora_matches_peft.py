@@ -11,17 +11,19 @@ rank; use_rslora not written; use_rslora not read; alpha not read.
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 
 import pytest
 import torch
 from adapters import adapted_llama, logits, relative_error
 from conftest import random_tokens, tiny_config, tiny_llama
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lora.adapter import load_adapter, save_adapter
 from lora.config import ATTENTION, MLP, BaseModel, LoRAConfig, read_config
-from lora.inject import lora_layers
+from lora.inject import lora_layers, merge_lora
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -116,6 +118,26 @@ def test_their_files_are_read_by_us(config, tmp_path):
     assert base == BaseModel("some/llama", None, None)
     with torch.no_grad():
         assert relative_error(logits(model), their_logits(reference)) <= BOUND
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_merged_folder_is_read_by_transformers(tied, tmp_path):
+    """No tensor is missing or left over, and the adapter's effect is in the weights.
+
+    Seen to fail when the merge left the scale out.
+    """
+    config = LoRAConfig(4, 6.0, targets=ATTENTION + MLP)
+    model = adapted_llama(config, tie_word_embeddings=tied)
+    wanted = logits(model).detach()
+    merge_lora(model)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config(tie_word_embeddings=tied)))
+    save_file(dict(model.named_parameters()), tmp_path / "model.safetensors", {"format": "pt"})
+    reference, loading = transformers.LlamaForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(loading.values()), loading
+    with torch.no_grad():
+        assert relative_error(their_logits(reference.eval()), wanted) <= BOUND
 
 
 @pytest.mark.parametrize("start", [True, False, "gaussian"])

@@ -201,7 +201,7 @@ def server(tmp_path: Path) -> Iterator[Hub]:
 
 
 def test_only_the_files_of_the_split_are_downloaded(server: Hub, tmp_path: Path):
-    """And once. Seen to fail when the test split came along."""
+    """And once."""
     commit = server.refs["datasets/lab/chats"]["main"]
     ((name, files, revision),) = fetch(server, tmp_path / "home", "lab/chats")
     assert (name, revision) == ("lab/chats", commit)
@@ -247,7 +247,6 @@ sys.addaudithook(watch)
 
 
 def test_offline_the_cache_is_used_and_no_socket_opened(server: Hub, tmp_path: Path):
-    """Seen to fail when the Hub was asked although HF_HUB_OFFLINE was set."""
     home = tmp_path / "home"
     there = fetch(server, home, "lab/chats")
     wanted = ["lab/chats", "lab/other"]

@@ -1,7 +1,4 @@
-"""Token files that are made once: what their key depends on, damage, kills and races.
-
-About 20 seconds.
-"""
+"""Token files that are made once: what their key depends on, and damage. About 20 seconds."""
 
 from __future__ import annotations
 
@@ -121,7 +118,7 @@ def test_a_damaged_file_is_noticed_and_made_again(
     name: str,
     damage: Callable[[Path], None],
 ):
-    """Seen to fail when only sizes were compared, and when the damaged folder stayed in place."""
+    """Seen to fail when only sizes were compared, and when the damaged folder was kept."""
     cache = tmp_path / "cache"
     whole = content(made(source, chat_format, cache)[0])
     (key,) = entries(cache)
@@ -154,7 +151,7 @@ def test_a_folder_without_a_true_manifest_does_not_count(
 def test_files_are_on_disk_before_the_folder_has_its_name(
     tmp_path: Path, source: Source, chat_format: ChatFormat, monkeypatch: pytest.MonkeyPatch
 ):
-    """Seen to fail when the manifest was synced before the files, and without the last sync."""
+    """Seen to fail when the files were not synced, and without the last sync."""
     events: list[str] = []
     sync, rename = token_cache.sync, Path.rename
 

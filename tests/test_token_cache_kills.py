@@ -94,10 +94,7 @@ DIE = "die = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
 
 @pytest.mark.parametrize("setup", KILLS.values(), ids=KILLS.keys())
 def test_a_killed_build_leaves_nothing_that_counts(folder: Path, source: Source, setup: str):
-    """At sync 6 it is published already, and whole.
-
-    Seen to fail when files were written into the final folder, and the manifest first.
-    """
+    """At sync 6 it is published already, and whole."""
     child = start(folder, DIE + setup)
     child.communicate()
     assert child.returncode == -signal.SIGKILL
