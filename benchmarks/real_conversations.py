@@ -1,6 +1,6 @@
 """Trains on real conversations twice: here, and with transformers and peft on the same steps.
 
-    python -m benchmarks.real_conversations MODEL DATA [--max-steps 60] [--max-length 1024]
+    python -m benchmarks.real_conversations MODEL DATA [--rows 1000] [--max-steps 60]
 
 Both start from the same adapter, see the same conversations in each step, and have the same
 learning rates, so their held-out losses should agree to a few digits. Theirs pads each step's
@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
@@ -32,18 +33,21 @@ def main() -> None:
     """Prints held-out losses before and after, and how long the steps took, of both."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=Path, help="folder of a model")
-    parser.add_argument("data", type=Path, help="file of conversations")
+    parser.add_argument("data", type=Path, help="parquet file of conversations")
+    parser.add_argument("--rows", type=int, default=1000, help="use the first so many")
     parser.add_argument("--max-steps", type=int, default=60)
     parser.add_argument("--max-length", type=int, default=1024)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "first.parquet"
+        pq.write_table(pq.read_table(args.data).slice(0, args.rows), data)
         given = {
             "model": str(args.model),
-            "data": (str(args.data),),
+            "data": (str(data),),
             "lr": 2e-4,
             "max_steps": args.max_steps,
             "max_length": args.max_length,
-            "eval_size": 100,
+            "eval_size": 60,
             "eval_every": args.max_steps,
             "sample_every": 0,
         }

@@ -8,7 +8,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,25 @@ def start(*arguments: str, folder: Path, setup: str = "", **more: str) -> subpro
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def forked(given: dict[str, Any], setup: Callable[[], None] = lambda: None) -> int:
+    """Trains in a process of its own that starts at once, a copy of this one; returns its id."""
+    process = os.fork()
+    if process == 0:
+        try:
+            os.setsid()
+            setup()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os._exit(train.main(given))
+        finally:
+            os._exit(99)
+    return process
+
+
+def status(process: int) -> int:
+    """How a process ended: its exit status, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

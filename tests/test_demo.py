@@ -205,12 +205,15 @@ def chat_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
 def test_base_does_not_answer_in_the_chat_format(base: Llama, tokenizer: Tokenizer):
     """Fewer than 5 % of the test split's first questions: that is what fine-tuning is for.
 
+    Who introduces himself asks nothing; the base often returns his greeting, as in its stories.
     Seen to fail when fine-tuned weights were in the place of the base.
     """
     begun = []
     for row in rows("test")[:200]:
         first = [m["value"] for m in row["conversations"] if m["from"] != "system"]
-        begun.append((chat_prompt(tokenizer, first[0]), first[1] + "<|eot_id|>"))
+        if not first[1].endswith("Nice to meet you."):
+            begun.append((chat_prompt(tokenizer, first[0]), first[1] + "<|eot_id|>"))
+    assert len(begun) > 100
     assert share_continued(base, tokenizer, begun) < 0.05
 
 

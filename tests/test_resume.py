@@ -95,7 +95,6 @@ def test_a_run_stopped_by_sigterm_after_any_step_goes_on_to_the_same_bits(
     output = f"term-{step}"
     with monkeypatch.context() as patch:
         if step:
-            hook(patch, "record", None, None)
             record = train.record
             patch.setattr(
                 train, "record", lambda run, d, s: record(run, d, s) or when(step, TERM)(d)
@@ -182,9 +181,9 @@ def test_a_run_stopped_after_every_single_step_ends_in_the_same_bits(place, expe
     ],
     ids=lambda settings: "-".join(settings),
 )
-def test_the_same_holds_with_other_settings(place, monkeypatch, settings):
+def test_the_same_holds_with_other_settings(place, monkeypatch, settings, request):
     (place / "more.jsonl").write_text((place / "rows.jsonl").read_text().replace("the", "that"))
-    name = "-".join(map(str, settings))
+    name = request.node.callspec.id
     settings = {"epochs": None, "max_steps": 12} | settings
     train.main(flags(output=f"{name}-whole", **settings))
     with monkeypatch.context() as patch:

@@ -18,7 +18,17 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import child, command_line, flags, litter, outcome, start, workplace
+from small_runs import (
+    child,
+    command_line,
+    flags,
+    forked,
+    litter,
+    outcome,
+    start,
+    status,
+    workplace,
+)
 
 import train
 from lora import durable
@@ -37,25 +47,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def expected(place: Path) -> dict[str, Any]:
     return outcome(place / "uninterrupted")
-
-
-def forked(given: dict[str, Any], setup: Callable[[], None] = lambda: None) -> int:
-    """Trains in a process of its own that starts at once, a copy of this one; returns its id."""
-    process = os.fork()
-    if process == 0:
-        try:
-            os.setsid()
-            setup()
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os._exit(train.main(given))
-        finally:
-            os._exit(99)
-    return process
-
-
-def status(process: int) -> int:
-    """How a process ended: its exit status, or minus the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -119,7 +110,7 @@ def test_a_kill_at_a_bad_moment_does_no_harm(place, expected, kill, request):
 def test_a_signal_from_outside_saves_the_step_and_says_how_to_go_on(place, expected, number):
     """A real process, its real command line, and what a shell sees of it."""
     words = command_line(flags(output=f"outside-{number.name}"))
-    with start(*words, folder=place) as process:
+    with start(*words, folder=place, setup="train.LONGEST_SAMPLE = 4") as process:
         while "held-out loss" not in (line := process.stdout.readline()):
             assert line, process.stderr.read()
         process.send_signal(number)
@@ -129,7 +120,7 @@ def test_a_signal_from_outside_saves_the_step_and_says_how_to_go_on(place, expec
     assert "the same command with --resume goes on from there" in out
     done = RunFolder(place / f"outside-{number.name}", writes=False).saved_steps()
     assert f"stopped after step {done[-1]} of 20" in out
-    result = child(*words, "--resume", folder=place)
+    result = child(*words, "--resume", folder=place, setup="train.LONGEST_SAMPLE = 4")
     assert (result.returncode, result.stderr) == (0, "")
     assert outcome(place / f"outside-{number.name}") == expected
 

@@ -1,0 +1,233 @@
+"""Several processes train what one trains: in fp32 and without dropout up to rounding.
+
+Over gloo, on the CPU. Most processes are copies of this one; torchrun itself starts the others.
+About 40 seconds. Seen to fail when: gradients were not summed, or averaged; each process divided by
+its own targets; every process trained on all micro-batches; the loss of one process was logged; the
+processes did not agree to stop; each chose a folder of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_runs import (
+    ROOT,
+    adapter_weights,
+    command_line,
+    flags,
+    forked,
+    metrics,
+    status,
+    workplace,
+)
+
+import train
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where all runs of this file take place, those of one process among them."""
+    folder = tmp_path_factory.mktemp("distributed")
+    with workplace(folder):
+        assert train.main(settings(output="alone")) == 0
+        yield folder
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return flags(**{"lora_dropout": 0.0, "sample_every": 0} | changes)
+
+
+def together(
+    size: int, given: dict[str, Any], setup: Callable[[int], None] = lambda rank: None
+) -> list[int]:
+    """How so many processes end that train together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def as_rank(rank: int) -> Callable[[], None]:
+        def prepare() -> None:
+            os.environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(size),
+                "LOCAL_WORLD_SIZE": str(size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            setup(rank)
+
+        return prepare
+
+    processes = [forked(given, as_rank(rank)) for rank in range(size)]
+    return [status(process) for process in processes]
+
+
+def assert_same_up_to_rounding(run: Path, other: Path) -> None:
+    """Weights and all logged numbers; what is counted is equal."""
+    weights, wanted = adapter_weights(run), adapter_weights(other)
+    assert weights.keys() == wanted.keys()
+    for name, tensor in weights.items():
+        np.testing.assert_allclose(tensor, wanted[name], rtol=0, atol=1e-6, err_msg=name)
+    records, expected = metrics(run), metrics(other)
+    assert len(records) == len(expected)
+    for record, right in zip(records, expected, strict=True):
+        assert record.keys() == right.keys()
+        for name, value in record.items():
+            is_measured = name in ("loss", "grad_norm", "eval_loss")
+            tolerance = 1e-5 if name == "grad_norm" else 1e-6
+            wanted = pytest.approx(right[name], rel=tolerance) if is_measured else right[name]
+            assert value == wanted, (name, right)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_several_processes_end_with_the_weights_and_the_log_of_one(place, size):
+    """20 steps, two epochs; the last step of an epoch has one conversation, held out are three."""
+    before = set(os.listdir(place))
+    assert together(size, settings(output=f"of-{size}")) == [0] * size
+    assert_same_up_to_rounding(place / f"of-{size}", place / "alone")
+    assert set(os.listdir(place)) - before == {f"of-{size}"}
+
+
+def test_all_processes_have_the_same_weights_and_moments_after_every_step(place):
+    """Bit for bit; otherwise they would drift apart, and only the first one's be saved."""
+
+    def setup(rank: int) -> None:
+        record = train.record
+
+        def recorded(run: train.Run, done: int, step: train.Step) -> None:
+            record(run, done, step)
+            state = train.checkpoint_files(
+                done, run.model, run.config.lora, run.base, run.optimizer, run.scaler
+            )
+            with open(f"state-of-{rank}", "ab") as file:
+                file.write(b"".join(state.values()))
+
+        train.record = recorded
+
+    assert together(3, settings(output="drift", max_steps=6), setup) == [0] * 3
+    states = [(place / f"state-of-{rank}").read_bytes() for rank in range(3)]
+    assert states[0] == states[1] == states[2] != b""
+
+
+def test_a_process_without_work_takes_part(place):
+    given = settings(batch_size=1, max_steps=20, epochs=None)
+    assert train.main(given | {"output": "one-alone"}) == 0
+    assert together(2, given | {"output": "one-of-2"}) == [0, 0]
+    assert_same_up_to_rounding(place / "one-of-2", place / "one-alone")
+
+
+def test_a_run_stopped_on_two_goes_on_on_one_and_the_other_way_round(place):
+    """The signal reaches only one of the processes, and all stop after the same step."""
+
+    def setup(rank: int) -> None:
+        train_step = train.train_step
+
+        def stepped(run: train.Run, number: int) -> train.Step:
+            if rank == 1 and number == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return train_step(run, number)
+
+        train.train_step = stepped
+
+    given = settings(output="moved", resume=True)
+    statuses = together(2, given, setup)
+    assert statuses[1] == 143
+    assert max(r["step"] for r in metrics(place / "moved")) == 7
+    assert together(4, given | {"save_every": 5}, failing_at(13)) != [0] * 4
+    assert train.main(given) == 0
+    assert_same_up_to_rounding(place / "moved", place / "alone")
+
+
+def failing_at(step: int) -> Callable[[int], None]:
+    """All processes die in this step, as if the machine had."""
+
+    def setup(rank: int) -> None:
+        train_step = train.train_step
+
+        def stepped(run: train.Run, number: int) -> train.Step:
+            if number == step:
+                os._exit(9)
+            return train_step(run, number)
+
+        train.train_step = stepped
+
+    return setup
+
+
+# --- torchrun itself ----------------------------------------------------------------------------
+
+
+def torchrun(*words: str, program: tuple[str, ...] = ("train.py",)) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    program = tuple(str(ROOT / part) if part == "train.py" else part for part in program)
+    return subprocess.Popen(
+        [*launcher, "--nproc-per-node=2", *program, *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ending(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
+    with process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return process.returncode, out, err
+
+
+def test_torchrun_trains_stops_at_sigterm_and_resumes(place):
+    """It speaks with one voice: each line of the plan stands there once."""
+    words = command_line(settings(output="launched", resume=True))
+    process = torchrun(*words)
+    while "held-out loss" not in (line := process.stdout.readline()):
+        assert line, process.stderr.read()
+    process.send_signal(signal.SIGTERM)
+    code, out, err = ending(process)
+    assert code != 0
+    assert "the same command with --resume goes on from there" in out, err
+    code, out, err = ending(torchrun(*words))
+    assert code == 0, err
+    assert out.count("everything goes to launched") == out.count("going on after step") == 1
+    assert_same_up_to_rounding(place / "launched", place / "alone")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"lr": -1.0}, "train.py: --lr is -1.0; it must be above 0"),
+        ({"data": ("nowhere.jsonl",)}, "train.py: no file or folder at nowhere.jsonl"),
+        ({"lora_targets": ("wq",)}, "train.py: no layer is called ['wq']"),
+    ],
+    ids=["before they meet", "while the others wait", "after it"],
+)
+def test_a_mistake_ends_all_processes_and_leaves_nothing(place, changes, message):
+    words = command_line(settings(output="mistaken", **changes))
+    code, out, err = ending(torchrun(*words), timeout=90)
+    assert code != 0
+    assert message in err
+    assert not (place / "mistaken").exists()
+
+
+def test_if_the_first_process_cannot_save_none_waits_for_it(place):
+    code = "import sys, train\nimport lora.run_folder\n"
+    code += "def fail(*a): raise OSError(28, 'No space left on device')\n"
+    code += "lora.run_folder.publish_folder = fail\nsys.exit(train.command(sys.argv[1:]))\n"
+    (place / "full.py").write_text(code)
+    words = command_line(settings(output="full", save_every=3))
+    code, out, err = ending(torchrun(*words, program=("full.py",)), timeout=90)
+    assert code != 0
+    assert "No space left on device" in err
