@@ -272,8 +272,10 @@ def command(arguments: Sequence[str]) -> int:
         nonlocal status
         try:
             status = main(given)
-        except torch.OutOfMemoryError:
-            raise ValueError(OUT_OF_MEMORY) from None
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU has none of its own
+            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                raise ValueError(OUT_OF_MEMORY) from None
+            raise
 
     return run_command("train.py", start) or status
 

@@ -1,6 +1,6 @@
-"""Draws a finished run for the README: its loss, beside an answer before and after.
+"""Draws a finished run for the README: its loss, beside answers before and after.
 
-python benchmarks/picture.py runs/demo-demo docs/demo.svg
+Run it as `python -m benchmarks.picture runs/demo-demo docs/demo.svg`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def main() -> None:
     curve.plot(
         *zip(*held_out, strict=True), color=ORANGE, marker="o", linewidth=2, label="held out"
     )
-    curve.set(xlabel="optimizer step", ylabel="loss (nats per target token)", ylim=(0, None))
+    curve.set(xlabel="optimizer step", ylabel="loss, nats per target token", yscale="log")
+    curve.yaxis.set_major_formatter("{x:g}")
     curve.spines[["top", "right"]].set_visible(False)
     curve.legend(frameon=False)
 
@@ -53,7 +54,7 @@ def main() -> None:
             talk.text(0, place, wrapped, color=color, weight=weight, va="top", fontsize=10.5)
             place -= 0.085 * (wrapped.count("\n") + 1) + 0.02
         place -= 0.06
-    figure.savefig(args.picture, metadata={"Date": None})
+    figure.savefig(args.picture, metadata={"Date": None} if args.picture.suffix == ".svg" else None)
 
 
 def shortened(answer: str) -> str:

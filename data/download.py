@@ -205,7 +205,8 @@ def cached_snapshot(repo: Repo, choose: Choice, why: str) -> Snapshot:
         HubError: they are not all there. It begins with `why` we cannot ask the Hub.
     """
     flag = "--model" if repo.type == constants.REPO_TYPE_MODEL else "--data"
-    what_works = f"run it once with a connection; {flag} demo and {flag} FOLDER need none"
+    without = f"train.py --demo, {flag} demo and {flag} FOLDER"
+    what_works = f"run it once with a connection; {without} need none"
     commit = repo.revision
     if not COMMIT.fullmatch(commit) and repo.ref.is_file():
         commit = repo.ref.read_text().strip()

@@ -74,7 +74,7 @@ def load_checkpoint(
     saved = tensors_of((folder / WEIGHTS_FILE).read_bytes())
     moments = tensors_of((folder / OPTIMIZER_FILE).read_bytes())
     own = adapter_tensors(model)
-    expected = expected_moments(model) if state["step"] else {}
+    expected = expected_moments(model) if moments else {}  # none if no step was finite so far
     check_same_shapes(folder, saved, {name: tensor.shape for name, tensor in own.items()})
     check_same_shapes(folder, moments, expected)
     for name, tensor in own.items():

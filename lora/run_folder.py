@@ -163,10 +163,17 @@ class RunFolder:
         """
         if not self.writes:
             return
+        folder = self.checkpoint(step)
         try:
-            verify_folder(self.checkpoint(step))  # there already: replacing it could only harm it
+            verify_folder(folder)  # there already: replacing it could only harm it
         except ValueError:
-            publish_folder(self.checkpoint(step), files)
+            try:
+                publish_folder(folder, files)
+            except OSError as error:
+                raise OSError(
+                    f"{folder} could not be written ({error.strerror}); older checkpoints are "
+                    "whole: make room, and go on with --resume"
+                ) from None
         steps = self.saved_steps()
         newer = [saved for saved in steps if saved > step]  # damaged ones, which we went back from
         for other in [saved for saved in steps if saved <= step][:-keep] + newer:

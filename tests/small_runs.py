@@ -167,8 +167,10 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """What must be equal however a run came about: sha256 of the last checkpoint's and the
-    adapter's files, and the metrics. The model card names the folder and --resume, so not that.
+    """What must be equal however a run came about.
+
+    The sha256 of the last checkpoint's and the adapter's files, and the metrics. Not the model
+    card, which names the folder and --resume.
     """
     newest = sorted((run / "checkpoints").iterdir())[-1]
     files = [*newest.iterdir(), *(run / "adapter").glob("adapter_*")]

@@ -32,8 +32,7 @@ lengths_of_texts = st.lists(st.integers(1, 300), min_size=1, max_size=60)
 def test_an_epoch_has_every_conversation_once(sizes, batch_size, seed, epoch):
     """And its last step is what is left, not dropped and not filled up.
 
-    Seen to fail when the last step was dropped, when it was filled up from the beginning, and when
-    one conversation stood in two steps.
+    Seen to fail when the last step was dropped.
     """
     mixture = Mixture(sizes)
     per_epoch = steps_per_epoch(mixture, batch_size)
@@ -49,7 +48,6 @@ def test_an_epoch_has_every_conversation_once(sizes, batch_size, seed, epoch):
 @thorough
 @given(sizes, seeds)
 def test_each_epoch_and_each_seed_has_its_own_order(sizes, seed):
-    """Seen to fail when the epoch did not enter the order."""
     assume(sum(sizes) >= 20)
     mixture = Mixture(sizes)
     orders = [mixture.epoch(seed, epoch).tolist() for epoch in range(3)]
@@ -60,7 +58,7 @@ def test_each_epoch_and_each_seed_has_its_own_order(sizes, seed):
 @thorough
 @given(sizes, batch_sizes, seeds, st.integers(0, 200))
 def test_a_step_is_a_pure_function(sizes, batch_size, seed, step):
-    """Whatever was asked before. Seen to fail when the order came from a generator with a state."""
+    """Whatever was asked before."""
     mixture = Mixture(sizes)
     first = conversations_of_step(mixture, batch_size, seed, step)
     for other in (0, step + 1, 3 * step):
@@ -118,7 +116,7 @@ def test_weights_in_any_unit_are_the_same_shares():
 @thorough
 @given(lengths_of_texts, st.integers(2, 700), st.integers(1, 9))
 def test_packing_keeps_every_text_and_the_limit(lengths, most_tokens, multiple_of):
-    """For any number of processes. Seen to fail when a text was added before looking for room."""
+    """For any number of processes. Seen to fail when the limit was ignored."""
     packs = pack(lengths, most_tokens, multiple_of)
     assert sorted(place for places in packs for place in places) == list(range(len(lengths)))
     assert len(packs) % multiple_of == 0
@@ -132,7 +130,7 @@ def test_packing_keeps_every_text_and_the_limit(lengths, most_tokens, multiple_o
 def test_micro_batches_are_about_equally_full(lengths, most_tokens, multiple_of):
     """The fullest has at most one text more than the emptiest: without its last, it was no fuller.
 
-    Seen to fail when texts were dealt out in turn, and when the limit was filled up greedily.
+    Seen to fail when texts were dealt out in turn.
     """
     packs = pack(lengths, most_tokens, multiple_of)
     filled = [sum(lengths[place] for place in places) for places in packs]
@@ -175,8 +173,8 @@ def test_a_micro_batch_has_each_target_behind_what_stands_before_it(rows):
     """The first token of a conversation is never a target, and nothing is read across a border.
 
     Token i of conversation n has the id 1000 n + i here, so that an id says where it comes from.
-    Seen to fail when the first token was taken for a target, when targets were shifted twice, and
-    when the places of the second conversation began at 0.
+    Seen to fail when the first token was taken for a target, and when the places of the
+    second conversation began at 0.
     """
     batch = MicroBatch.of(rows)
     wanted = [
@@ -216,7 +214,7 @@ def test_copies_of_a_held_out_conversation_are_held_out_too(contents, count):
 @thorough
 @given(st.sets(st.integers(0, 10_000), min_size=20, max_size=60), st.integers(1, 10))
 def test_most_of_the_choice_stays_when_data_is_added(contents, count):
-    """One new conversation displaces at most one. Seen to fail when the choice was drawn by lot."""
+    """One new conversation displaces at most one."""
     digests = np.array(sorted(map(hash_of, contents)), np.uint64)
     before = set(hold_out(digests[1:], count).tolist())
     after = set(hold_out(digests, count).tolist())

@@ -31,6 +31,7 @@ from small_runs import (
 )
 
 import train
+from lora.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +142,8 @@ def test_a_run_stopped_on_two_goes_on_on_one_and_the_other_way_round(place):
 
     given = settings(output="moved", resume=True)
     statuses = together(2, given, setup)
-    assert statuses[1] == 143
-    assert max(r["step"] for r in metrics(place / "moved")) == 7
+    assert statuses[0] in (0, 143) and statuses[1] == 143
+    assert RunFolder(place / "moved", writes=False).saved_steps() == [7]
     assert together(4, given | {"save_every": 5}, failing_at(13)) != [0] * 4
     assert train.main(given) == 0
     assert_same_up_to_rounding(place / "moved", place / "alone")
@@ -210,9 +211,8 @@ def test_torchrun_trains_stops_at_sigterm_and_resumes(place):
     [
         ({"lr": -1.0}, "train.py: --lr is -1.0; it must be above 0"),
         ({"data": ("nowhere.jsonl",)}, "train.py: no file or folder at nowhere.jsonl"),
-        ({"lora_targets": ("wq",)}, "train.py: no layer is called ['wq']"),
     ],
-    ids=["before they meet", "while the others wait", "after it"],
+    ids=["before they meet", "while the others wait"],
 )
 def test_a_mistake_ends_all_processes_and_leaves_nothing(place, changes, message):
     words = command_line(settings(output="mistaken", **changes))

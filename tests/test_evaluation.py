@@ -1,6 +1,6 @@
 """Evaluating is looking on: it leaves no trace, and its figure is the mean over target tokens.
 
-Takes about TIME seconds.
+Takes about ten seconds.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ def finished(folder: Path, **flags: Any) -> tuple[bytes, list[dict[str, Any]]]:
 def test_looking_at_every_step_changes_nothing(tmp_path):
     """Held-out loss and answers after every step, none, or all but the first: the same adapter.
 
-    Seen to fail when the model stayed in evaluation mode, and when an evaluation drew from the
-    random generator that dropout goes on with inside a step.
+    Seen to fail when the model stayed in evaluation mode.
     """
     never, steps = finished(tmp_path / "never", eval_size=2)
     every, steps_of_every = finished(tmp_path / "every", eval_size=2, eval_every=1, sample_every=1)

@@ -1,6 +1,6 @@
 """The summed cross-entropy against PyTorch's own, in float64 unless said otherwise.
 
-Takes about TIME seconds, most of it for Llama 3's 128,256 ids.
+Takes about fifteen seconds, most of them for Llama 3's 128,256 ids.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def lookup_model(vocab_size: int):
 
 
 def test_targets_are_shifted_once():
-    """Seen to fail when they were shifted twice, and when not at all."""
+    """Seen to fail when they were not shifted."""
     counting = [Example(torch.arange(a, b).numpy().astype("<u4"), torch.ones(b - a).bool().numpy())
                 for a, b in ((3, 20), (40, 60), (7, 9))]  # fmt: skip
     batch = MicroBatch.of(counting)

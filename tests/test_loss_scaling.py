@@ -1,7 +1,7 @@
 """Gradients that are not finite: overflows of float16, which are ordinary, and NaN, which is not.
 
 An overflow is injected by making a step's loss infinite, as float16 does when it is scaled too
-high. PyTorch's scaler then leaves the step out and halves the scale. Takes about TIME seconds.
+high. PyTorch's scaler then leaves the step out and halves the scale. Takes about thirty seconds.
 """
 
 from __future__ import annotations
@@ -184,7 +184,9 @@ def test_a_run_stopped_right_after_a_skip_goes_on_as_if_it_had_not(tmp_path):
     assert second.scaler.state_dict() == first.scaler.state_dict()
     with injected(second, set(), 1.0), Interrupt() as interrupt:
         train.train(second, 2, interrupt)
-    assert all(torch.equal(weights_of(whole.model)[n], w) for n, w in weights_of(second.model).items())
+    assert all(
+        torch.equal(weights_of(whole.model)[n], w) for n, w in weights_of(second.model).items()
+    )
     assert second.scaler.state_dict() == whole.scaler.state_dict()
     assert metrics(second) == metrics(whole)
 
@@ -217,7 +219,9 @@ def test_ten_such_steps_in_a_row_end_the_run(dtype, tmp_path):
     with (
         injected(run, set(range(5, 200)), float("nan")) as some,
         Interrupt() as interrupt,
-        pytest.raises(ValueError, match="not finite in 10 steps in a row; the last good one was step 5") as caught,
+        pytest.raises(
+            ValueError, match="not finite in 10 steps in a row; the last good one was step 5"
+        ) as caught,
     ):
         train.train(run, 0, interrupt)
     assert "\n" not in str(caught.value)
@@ -256,7 +260,5 @@ def test_a_state_that_is_not_finite_is_never_saved(where, value, tmp_path):
 def test_a_finite_state_is_saved_before_the_first_step():
     """When the optimizer has no moments yet."""
     run = run_in_memory(adapted(), examples())
-    files = checkpoint_files(
-        0, run.model, run.config.lora, run.base, run.optimizer, run.scaler
-    )
+    files = checkpoint_files(0, run.model, run.config.lora, run.base, run.optimizer, run.scaler)
     assert "optimizer.safetensors" in files

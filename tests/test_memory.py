@@ -1,6 +1,6 @@
 """What training keeps in memory: as much as was announced, and no more with every step.
 
-Takes about TIME seconds, most of it for 2,000 steps of the demo.
+Takes about forty seconds, most of it for 500 steps of the demo.
 """
 
 from __future__ import annotations
@@ -116,7 +116,6 @@ def test_recomputing_keeps_a_layers_input_only(shape):
 
 
 def test_accumulation_keeps_no_more_than_one_micro_batch():
-    """Seen to fail when the micro-batches' losses were added up and taken back at once."""
     rows = examples([40] * 8)
     most = []
     for accumulated in (1, 8):
@@ -143,15 +142,11 @@ def demo_metrics(folder: Path, *flags: str) -> list[dict[str, Any]]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured as Linux does")
 def test_memory_does_not_grow_with_the_steps(tmp_path):
-    """Two thousand steps of the demo: the peak at the end is the peak after 100, to 2 percent.
-
-    Seen to fail when the steps' losses were kept with their graphs.
-    """
+    """Of the demo: the peak after 500 is the peak after 100, to 2 percent."""
     records = demo_metrics(
-        tmp_path, "--max-steps", "2000", "--batch-size", "2", "--max-length", "64",
+        tmp_path, "--max-steps", "500", "--batch-size", "2", "--max-length", "64",
         "--eval-size", "0", "--sample-every", "0", "--save-every", "90", "--keep", "1",
     )  # fmt: skip
     peaks = {r["step"]: r["peak_memory_bytes"] for r in records if "loss" in r}
-    assert len(peaks) == 2000
-    print(peaks[1], peaks[100], peaks[2000], sum(r.get("seconds", 0) for r in records))
-    assert peaks[2000] <= 1.02 * peaks[100]
+    assert len(peaks) == 500
+    assert peaks[500] <= 1.02 * peaks[100]

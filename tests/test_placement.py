@@ -2,9 +2,9 @@
 
 On the device `meta` tensors have a shape and no contents. A whole training step, an evaluation and
 a generated token run there under a mode that refuses an operation whose tensors are on two devices.
-PyTorch would take some of these silently (an index on the processor, for one) and make the GPU wait.
-The mode counts how often somebody reads a value on the device, which makes the processor wait: once
-a step, once an evaluation.
+PyTorch would take some of these silently, an index on the processor for one, and wait for the GPU.
+The mode counts how often somebody reads a value on the device, which is such a wait: once a step,
+once an evaluation.
 """
 
 from __future__ import annotations

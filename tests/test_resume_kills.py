@@ -135,7 +135,9 @@ def twice(*arguments):
 import lora.durable
 lora.durable.verify_folder, check = twice, lora.durable.verify_folder
 """
-    result = child(*command_line(flags(output="twice")), "--save-every=3", folder=place, setup=setup)
+    result = child(
+        *command_line(flags(output="twice")), "--save-every=3", folder=place, setup=setup
+    )
     assert result.returncode == 143
     assert "saving" in result.stdout and "stopped after" not in result.stdout
     assert RunFolder(place / "twice", writes=False).saved_steps() == []

@@ -30,8 +30,10 @@ from run import Run
 LENGTHS = [3, 50, 7, 21, 2, 34, 5, 13]  # spread over more than a factor of ten
 
 
-def examples(lengths: Sequence[int] = LENGTHS, seed: int = 0, vocab_size: int = 211):
-    """Conversations of random tokens in which stretches are to be learnt, the last token among them."""
+def examples(
+    lengths: Sequence[int] = LENGTHS, seed: int = 0, vocab_size: int = 211
+) -> list[Example]:
+    """Conversations of random tokens in which stretches are to be learnt, the last one's too."""
     rng = np.random.default_rng(seed)
     made = []
     for length in lengths:
@@ -58,7 +60,9 @@ def selection(examples: Sequence[Example]) -> Selection:
     return Selection([(Listed(examples), np.arange(len(examples)))])
 
 
-def adapted(seed: int = 1, dropout: float = 0.0, dtype=torch.float32, **changes: Any) -> Llama:
+def adapted(
+    seed: int = 1, dropout: float = 0.0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> Llama:
     """`tiny_llama` with a random adapter on all seven projections, B not zero, all of one dtype."""
     model = tiny_llama(**changes)
     targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
