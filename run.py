@@ -10,12 +10,13 @@ import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.batches import steps_per_epoch
-from data.chat_format import ChatFormat, chat_format_of
+from data.chat_format import ChatFormat, Message, chat_format_of
 from data.hub import fetch_model
 from data.tokenizer import Tokenizer
 from data.training_data import TrainingData, load_training_data
@@ -26,8 +27,9 @@ from lora.inject import add_lora
 from lora.progress import plan
 from lora.run_folder import RunFolder
 from lora.train_config import TrainConfig
+from model.config import LlamaConfig
 from model.device import DTYPES, choose_dtype
-from model.generation_config import stop_ids
+from model.generation_config import room_for, stop_ids
 from model.llama import MLP, Llama
 from model.memory import fit_passes, recompute_activations, training_bytes
 from model.weights import load_model, weights_sha256
@@ -59,7 +61,7 @@ class Run:
 
     @property
     def micro_batch_tokens(self) -> int:
-        """The most tokens in one forward pass; `speed_up` has settled it."""
+        """The most tokens in one forward pass; `fit_to_machine` has settled it."""
         assert self.config.micro_batch_tokens is not None
         return self.config.micro_batch_tokens
 
@@ -68,17 +70,19 @@ def prepare(given: Mapping[str, Any]) -> Run:
     """Finds, checks and loads all that the flags name; nothing is written into the run's folder."""
     config, folder = choose_run(given, writes=is_main())
     world = World(config.device)
+    saved = folder.saved_config() if config.resume else {}
     with world.main_first():
-        snapshot = fetch_model(config.model)
+        snapshot = fetch_model(pinned(config.model, saved.get("model_revision")))
         chat_format = chat_format_of(Tokenizer.from_folder(snapshot.path))
-        data = load_data(config, chat_format)
+        data = load_data(config, chat_format, saved.get("data_revisions", {}))
+    check_prompts(config, chat_format, snapshot.path)
     if data.flaws:
         world.print(data.flaws)
     dtype = choose_dtype(config.dtype, world.device)
     model = load_model(snapshot.path, dtype, world.device).train()
     torch.manual_seed(config.seed)
     add_lora(model, config.lora)
-    config = speed_up(config, model, world, longest=int(data.train.lengths.max()))
+    config = fit_to_machine(config, model, world, longest=int(data.train.lengths.max()))
     adam = torch.optim.AdamW(
         [p for _, p in trainable(model)],
         betas=(config.beta1, config.beta2),
@@ -93,12 +97,20 @@ def prepare(given: Mapping[str, Any]) -> Run:
     return Run(config, folder, world, chat_format, data, model, base, stops, adam, scaler)
 
 
-def load_data(config: TrainConfig, chat_format: ChatFormat) -> TrainingData:
+def pinned(name: str, revision: str | None) -> str:
+    """A name on the Hub with the revision that the run began with: the Hub may have moved on."""
+    return f"{name}@{revision}" if revision and "@" not in name else name
+
+
+def load_data(
+    config: TrainConfig, chat_format: ChatFormat, revisions: Mapping[str, str | None]
+) -> TrainingData:
     """The conversations to learn from and those to evaluate on, as tokens."""
+    held_out_from = config.eval_data
     return load_training_data(
-        config.data,
+        [pinned(name, revisions.get(name)) for name in config.data],
         config.data_weights,
-        config.eval_data,
+        held_out_from and pinned(held_out_from, revisions.get(held_out_from)),
         config.eval_size,
         chat_format,
         config.max_length,
@@ -108,7 +120,14 @@ def load_data(config: TrainConfig, chat_format: ChatFormat) -> TrainingData:
     )
 
 
-def speed_up(config: TrainConfig, model: Llama, world: World, longest: int) -> TrainConfig:
+def check_prompts(config: TrainConfig, chat_format: ChatFormat, folder: Path) -> None:
+    """Refuses a sample prompt that does not fit into the model's context. Raises ValueError."""
+    for prompt in config.sample_prompts:
+        ids = chat_format.render([Message("user", prompt)], generation_prompt=True).ids
+        room_for(LlamaConfig.from_folder(folder), ids, 1)
+
+
+def fit_to_machine(config: TrainConfig, model: Llama, world: World, longest: int) -> TrainConfig:
     """Settles what is left to the machine, and returns the configuration with it."""
     dtype = next(name for name, dtype in DTYPES.items() if dtype == model.lm_head.weight.dtype)
     tokens, recompute = fit_passes(

@@ -45,8 +45,8 @@ from model.sampling import Sampler
 from run import Run, announce, prepare, resume
 
 OUT_OF_MEMORY = (
-    "the device has not enough memory: lower --micro-batch-tokens or --max-length, or add "
-    "--checkpoint-activations on; --resume goes on from the last checkpoint"
+    "the device has not enough memory: lower --micro-batch-tokens, or add "
+    "--checkpoint-activations on; with --resume too it goes on from the last checkpoint"
 )
 LONGEST_SAMPLE = 96  # tokens
 MOST_BROKEN_STEPS = 10  # in a row with gradients that are not finite: more will not help
@@ -62,6 +62,7 @@ def main(given: Mapping[str, Any]) -> int:
         done = train(run, done, interrupt)
         save(run, done)
     if done < run.steps:
+        run.world.close()
         run.world.print(f"stopped after step {done} of {run.steps}, all saved in {run.folder.path}")
         run.world.print("the same command with --resume goes on from there")
         return interrupt.exit_status
@@ -76,27 +77,28 @@ def main(given: Mapping[str, Any]) -> int:
 def train(run: Run, done: int, interrupt: Interrupt) -> int:
     """Takes the steps from `done` on; returns how many are done in the end."""
     config, first, broken = run.config, done, 0
-    if done == 0 < run.steps:
-        look(run, done)
+    if done == 0 and run.steps > 0:
+        run.world.print(time_left(rough_seconds(run), run.world.device.type, "one conversation"))
+        evaluate_if_due(run, done)
     started = time.perf_counter()
     with StepBar(run.steps, done, shown=run.world.is_main) as bar:
         while done < run.steps and not run.world.any(bool(interrupt.signal)):
             step = train_step(run, done)
             if not step.is_finite and run.scaler.is_enabled() and run.scaler.get_scale() >= 1:
-                continue  # an overflow in float16: the same step again, scaled less
+                continue  # too large for float16, not wrong: the same step again, scaled less
             broken = 0 if step.is_finite else broken + 1
             if broken == MOST_BROKEN_STEPS:
                 raise ValueError(
                     f"gradients were not finite in {broken} steps in a row; the last good one was "
-                    f"step {done + 1 - broken}: go on from before it with a lower --lr"
+                    f"step {done + 1 - broken}: start another run with a lower --lr"
                 )
             done += 1
-            record(run, done, step)
+            log_step(run, done, step)
             bar.update(step.loss, learning_rate(done - 1, run.steps, config), step.speed)
             if done == first + 3:
                 seconds = (time.perf_counter() - started) / 3 * (run.steps - done)
-                run.world.note(time_left(seconds, run.world.device.type))
-            look(run, done)
+                run.world.note(time_left(seconds, run.world.device.type, "the first steps"))
+            evaluate_if_due(run, done)
             if done % config.save_every == 0 and done < run.steps:
                 save(run, done)
     return done
@@ -183,7 +185,7 @@ def summed_loss(model: Llama, batch: MicroBatch) -> Tensor:
     )
 
 
-def record(run: Run, done: int, step: Step) -> None:
+def log_step(run: Run, done: int, step: Step) -> None:
     """Writes a step down."""
     per_epoch = steps_per_epoch(run.data.mixture, run.config.batch_size)
     run.folder.log(
@@ -200,7 +202,21 @@ def record(run: Run, done: int, step: Step) -> None:
     )
 
 
-def look(run: Run, done: int) -> None:
+def rough_seconds(run: Run) -> float:
+    """How long the steps will take, by one conversation, whose gradients are thrown away."""
+    lengths = run.data.train.lengths
+    middle = int(abs(lengths - lengths.mean()).argmin())
+    batch = MicroBatch.of([run.data.train[middle]]).to(run.world.device)
+    weights = [p for _, p in trainable(run.model)]
+    for _ in range(2):  # the first time, much is set up
+        started = time.perf_counter()
+        summed_loss(run.model, batch).backward()
+        nn.utils.clip_grad_norm_(weights, 1.0).item()  # waits for the device
+        run.optimizer.zero_grad()
+    return (time.perf_counter() - started) * run.config.batch_size * run.steps / run.world.size
+
+
+def evaluate_if_due(run: Run, done: int) -> None:
     """Evaluates the model and asks it something, if that is due after `done` steps."""
     config = run.config
     for action, every in (
@@ -226,11 +242,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def evaluate(run: Run, done: int) -> None:
     """Logs the mean loss over all target tokens of the held-out conversations."""
-    held_out = run.data.held_out
-    if not len(held_out):
+    held_out, everything = run.data.held_out, range(len(run.data.held_out))
+    if not everything:
         return
     total = torch.zeros(2, device=run.world.device)
-    for batch in micro_batches(run, held_out, range(len(held_out))):
+    for batch in run.world.watched(micro_batches(run, held_out, everything), "evaluating"):
         total[0] += summed_loss(run.model, batch.to(run.world.device))
         total[1] += len(batch.targets)
     loss, count = run.world.sum(total).tolist()
@@ -259,7 +275,7 @@ def save(run: Run, done: int) -> None:
 def result(run: Run) -> dict[str, bytes]:
     """The files of the finished adapter."""
     losses = held_out_losses(run.folder.records())
-    card = model_card(run.base, run.config.data, dataclasses.asdict(run.config), losses)
+    card = model_card(run.base, run.data.public_names, dataclasses.asdict(run.config), losses)
     return adapter_files(run.model, run.config.lora, run.base) | {"README.md": card.encode()}
 
 

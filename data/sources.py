@@ -76,6 +76,12 @@ def find_source(name: str, split: str = "train") -> Source:
     return hub_source(repo_of(name, "dataset"), split)
 
 
+def find_test_source(name: str) -> Source:
+    """What to evaluate on: the test split of a data set, or a file that is named for it, whole."""
+    path = Path(os.path.expanduser(name))
+    return find_source(name) if path.is_file() else find_source(name, split="test")
+
+
 def folder_source(name: str, folder: Path, split: str) -> Source:
     """The data files of a local folder, or of folders in it."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())

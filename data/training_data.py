@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from data.batches import Mixture, hold_out
 from data.chat_format import ChatFormat
 from data.dataset import Conversations, DataReport, Example, check_report, flaws_table, tokenize
-from data.sources import find_source
+from data.sources import find_source, find_test_source
 
 
 class Selection:
@@ -69,6 +70,11 @@ class TrainingData:
         }
 
     @property
+    def public_names(self) -> list[str]:
+        """The data sets' names to publish: of local files and folders the last part only."""
+        return [r.name if r.revision else Path(r.name).name for r in self.reports]
+
+    @property
     def sha256(self) -> str:
         """What tells this data, in this order and cut like this, from any other."""
         total = hashlib.sha256()
@@ -112,7 +118,7 @@ def load_training_data(
     """
     sources = [find_source(name) for name in names]
     if held_out_from and held_out_size:
-        sources.append(find_source(held_out_from, split="test"))
+        sources.append(find_test_source(held_out_from))
     loaded = [tokenize(source, chat_format, max_length, train_on) for source in sources]
     reports = [report for _, report in loaded]
     check_report(reports, strict, max_dropped)
@@ -120,15 +126,17 @@ def load_training_data(
     learnt_from = [conversations for conversations, _ in loaded[: len(names)]]
     candidates = [conversations for conversations, _ in loaded[len(names) :]]
     digests = np.concatenate([conversations.digests for conversations in candidates or learnt_from])
-    most = len(digests) if candidates else len(digests) // 10
+    different = len(np.unique(digests))
+    most = different if candidates else different // 10
     chosen = hold_out(digests, min(held_out_size, most))
     train = [(c, np.flatnonzero(~np.isin(c.digests, chosen))) for c in learnt_from]
     held_out = [(c, first_copies(c.digests, chosen)) for c in candidates or learnt_from]
-    if not any(len(rows) for _, rows in train):
-        raise ValueError(
-            f"every conversation of {', '.join(names)} is also in {held_out_from}, so none is left "
-            "to train on; choose other data to evaluate on"
-        )
+    for name, (_, rows) in zip(names, train, strict=True):
+        if not len(rows):
+            raise ValueError(
+                f"every conversation of {name} is held out to evaluate on, so none is left to "
+                "train on; lower --eval-size, or choose other --eval-data"
+            )
     mixture = Mixture(tuple(len(rows) for _, rows in train), tuple(weights) or None)
     return TrainingData(Selection(train), Selection(held_out), mixture, reports)
 

@@ -44,9 +44,7 @@ def in_order(content: bytes) -> bytes:
 
     The library writes the entries in an order that differs from call to call.
     """
-    size = int.from_bytes(
-        content[:8], "little"
-    )  # of the header, which is JSON, filled up by blanks
+    size = int.from_bytes(content[:8], "little")  # of the header: JSON, filled up with blanks
     header = json.loads(content[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

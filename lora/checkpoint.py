@@ -49,7 +49,7 @@ def checkpoint_files(
         if not tensor.isfinite().all():
             raise ValueError(
                 f"{name} has values that are not finite after step {step}; nothing was saved. "
-                "Resume from an earlier checkpoint with a lower --lr"
+                "Start another run with a lower --lr"
             )
     state = {"step": step, "scaler": scaler.state_dict()}
     return adapter_files(model, config, base) | {

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from lora.run_folder import CONFIG, METRICS, RunFolder, free_name
-from lora.train_config import TrainConfig, complete, continued
+from lora.train_config import FREE_ON_RESUME, TrainConfig, complete, continued
 
 RUNS = Path("runs")
 
 
 def choose_run(given: Mapping[str, Any], writes: bool) -> tuple[TrainConfig, RunFolder]:
     """The configuration that the flags describe, and the folder to train in.
+
+    What --resume goes on with: the run in --output. Without that, the newest run of this model and
+    data; and if no flag says anything about what to train, the newest run there is.
 
     Args:
         given: the flags that were given, and only those.
@@ -27,9 +30,9 @@ def choose_run(given: Mapping[str, Any], writes: bool) -> tuple[TrainConfig, Run
     config = complete(given)
     wanted = Path(config.output) if config.output else RUNS / default_name(config)
     if config.resume:
-        names_it = config.output or given.keys() & {"model", "data", "demo"}
-        folder = newest_run(wanted) if names_it else newest_run(RUNS / "*")
-        run = RunFolder(folder or wanted, writes)
+        says_nothing = given.keys() <= FREE_ON_RESUME - {"demo"}
+        found = None if config.output else newest_run(RUNS / "*" if says_nothing else wanted)
+        run = RunFolder(found or wanted, writes)
         saved = run.saved_config()
         if saved:
             config = continued(saved, given, run.path)

@@ -42,6 +42,7 @@ class Interrupt:
         if self.signal:
             os._exit(128 + number)
         self.signal = number
+        os.write(2, b"\nstopping after this step, and saving; a second time stops at once\n")
 
     @property
     def exit_status(self) -> int:

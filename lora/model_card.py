@@ -8,6 +8,9 @@ from typing import Any
 
 from lora.config import BaseModel
 
+# These may be paths, and tell more of a machine than of an adapter.
+PRIVATE = {"model", "data", "eval_data", "output", "resume", "demo"}
+
 
 def model_card(
     base: BaseModel, data: Sequence[str], flags: Mapping[str, Any], losses: Sequence[float]
@@ -18,19 +21,23 @@ def model_card(
         base: what the adapter belongs to.
         data: the data sets' names.
         flags: every setting of the run.
-        losses: held-out loss before and after, in nats per target token; empty if not evaluated.
+        losses: of each evaluation, in nats per held-out target token.
     """
     is_on_hub = base.revision is not None and base.name is not None
     metadata = ["library_name: peft", "tags: [lora]"]
     if is_on_hub:
         metadata.append(f"base_model: {json.dumps(base.name)}")
-    rows = "\n".join(f"| `--{name.replace('_', '-')}` | {shown(v)} |" for name, v in flags.items())
+    rows = "\n".join(
+        f"| `--{name.replace('_', '-')}` | {shown(value)} |"
+        for name, value in flags.items()
+        if name not in PRIVATE
+    )
     revision = f" at revision `{base.revision}`" if base.revision else ""
     measured = ""
-    if len(losses) == 2:
+    if losses:
         measured = (
             f"\nLoss on held-out conversations: {losses[0]:.4f} nats per target token before, "
-            f"{losses[1]:.4f} after.\n"
+            f"{losses[-1]:.4f} after.\n"
         )
     return f"""---
 {chr(10).join(metadata)}

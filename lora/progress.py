@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,9 +77,9 @@ class StepBar:
             self.shown_last = time.monotonic()
 
 
-def time_left(seconds: float, device: str) -> str:
+def time_left(seconds: float, device: str, measured_on: str) -> str:
     """How long the rest will take; with what would be faster where that is days."""
-    text = f"about {duration(seconds)} left on this {device}, by the first steps"
+    text = f"about {duration(seconds)} left on this {device}, by {measured_on}"
     if seconds < DAY:
         return text
     return f"{text}: a GPU is faster by far, --max-steps shortens it, and --demo takes two minutes"
@@ -94,7 +95,8 @@ def summary(
         lines.append(f"held-out loss {losses[0]:.4f} before, {losses[-1]:.4f} after")
     lines.append(f"{duration(seconds)}, at most {gigabytes(peak)} of memory")
     lines.append(f"the adapter is in {adapter}; chat with it:")
-    lines.append(f'    python chat.py ask "Hello!" --model {model} --adapter {adapter}')
+    names = f"--model {shlex.quote(model)} --adapter {shlex.quote(str(adapter))}"
+    lines.append(f'    python chat.py ask "Hello!" {names}')
     return "\n".join(lines)
 
 

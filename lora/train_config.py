@@ -55,7 +55,7 @@ class TrainConfig:
     demo: bool = flag(False, "train the embedded demo: about two minutes on two CPU cores")
     output: str | None = flag(None, "the run's folder (default: runs/MODEL-DATA)")
     resume: bool = flag(
-        False, "go on from the newest checkpoint of --output or of the newest run, if there is one"
+        False, "go on where --output, or else the newest run, has stopped; start if there is none"
     )
     # The optimizer
     lr: float = flag(2e-4, "learning rate at its peak")
@@ -129,6 +129,10 @@ class TrainConfig:
                 refuse(name, getattr(self, name), "it must be at least 0 and below 1")
         if not 0 <= self.min_lr_ratio <= 1:
             refuse("min_lr_ratio", self.min_lr_ratio, "it is a share of --lr, from 0 to 1")
+        if not 0 <= self.max_dropped <= 1:
+            refuse("max_dropped", self.max_dropped, "it is a share of rows, from 0 to 1")
+        if self.max_length < 2:
+            refuse("max_length", self.max_length, "a token and one to predict it from are 2")
         for name, least in (("max_steps", 0), ("sample_every", 0), ("micro_batch_tokens", 2)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -198,6 +202,7 @@ def continued(saved: Mapping[str, Any], given: Mapping[str, Any], where: object)
     conflicts = [
         f"--{name.replace('_', '-')} (was {before.get(name)}, now {value})"
         for name, value in now.items()
+        # "auto" was settled when the run began, and stays so.
         if name not in FREE_ON_RESUME and value not in (before.get(name), "auto")
     ]
     if conflicts:

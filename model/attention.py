@@ -82,8 +82,21 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     T, S = len(q), len(k)
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     # `is_causal` draws its triangle from the top left corner, which is right only if T == S.
+    if takes_no_gqa(q):
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     mask = None if T == S else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] != q.shape[1]
     )
     return out[0].transpose(0, 1)
+
+
+def takes_no_gqa(q: Tensor) -> bool:
+    """Whether shared key/value heads would cost PyTorch's fast kernels on this device and dtype.
+
+    On CUDA only FlashAttention shares heads, which needs 16 bits and an Ampere or later. Without it
+    there is the memory-efficient kernel for equal heads; or else one that keeps T x S scores.
+    """
+    if not q.is_cuda:
+        return False
+    return q.dtype == torch.float32 or torch.cuda.get_device_capability(q.device) < (8, 0)

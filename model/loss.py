@@ -63,4 +63,4 @@ class SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        return ctx.gradient * upstream.to(ctx.gradient.dtype), None, None, None
+        return ctx.gradient * upstream, None, None, None

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,11 +23,20 @@ from model.device import choose_device
 
 # The main process alone downloads and tokenises while the others wait.
 TIMEOUT = timedelta(hours=4)
+T = TypeVar("T")
 
 
 def is_main() -> bool:
     """Whether this process is the one that speaks and writes for all."""
     return int(os.environ.get("RANK", 0)) == 0
+
+
+def say(text: str) -> None:
+    """Prints a text. When whoever read our output is gone (a closed pipe), training goes on."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")
 
 
 class World:
@@ -51,6 +61,8 @@ class World:
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self.is_main = is_main()
         self.device = choose_device(device)
+        if self.device.type == "mps" and self.size > 1:
+            raise ValueError(f"{self.size} processes cannot share mps; use one, or --device cpu")
         if self.device.type == "cuda":
             local_rank = int(os.environ.get("LOCAL_RANK", 0))
             if local_rank >= torch.cuda.device_count():
@@ -114,12 +126,17 @@ class World:
     def print(self, text: str) -> None:
         """Prints a text, once for all processes."""
         if self.is_main:
-            print(text, flush=True)
+            say(text)
 
     def note(self, text: str) -> None:
         """Prints a line above the progress bar, once for all processes."""
         if self.is_main:
-            tqdm.write(text, file=sys.stdout)
+            with tqdm.external_write_mode(file=sys.stdout):
+                say(text)
+
+    def watched(self, items: Sequence[T], what: str) -> Iterable[T]:
+        """The items one by one, with a progress bar, once for all processes."""
+        return tqdm(items, what, leave=False, disable=None if self.is_main else True)
 
     def close(self) -> None:
         """Parts with the other processes."""

@@ -21,6 +21,7 @@ from texts import WORDS, write_small_llama3_tokenizer
 from token_data import write_jsonl
 
 import train
+from data.batches import order_of_epoch
 
 ROOT = Path(__file__).parents[1]
 TINY = {"vocab_size": 400, "num_hidden_layers": 1}
@@ -146,6 +147,7 @@ def forked(given: dict[str, Any], setup: Callable[[], None] = lambda: None) -> i
     if process == 0:
         try:
             os.setsid()
+            order_of_epoch.cache_clear()
             setup()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os._exit(train.main(given))
