@@ -71,11 +71,12 @@ def test_resume_goes_on_with_the_run_that_is_named_and_else_with_the_newest():
     made("runs/x-y-2", 2)
     made("runs/other", 3)
     made("elsewhere", 4)
-    settings = {"lr": 0.5, "resume": True}
-    assert chosen(**settings, output="elsewhere") == Path("elsewhere")
-    assert chosen(**settings) == Path("runs/other")
-    assert chosen(resume=True) == Path("runs/other")
-    assert chosen(**settings, output="nothing/yet") == Path("nothing/yet")
+    assert chosen(resume=True, output="elsewhere") == Path("elsewhere")
+    assert chosen(resume=True, output="nothing/yet") == Path("nothing/yet")
+    assert chosen(resume=True) == chosen(resume=True, keep=2) == Path("runs/other")
+    assert chosen(resume=True, lr=0.5) == Path("runs/Llama-3.2-1B-Instruct-FineTome-100k")
+    with pytest.raises(ValueError, match="runs/x-y-2 was trained with other settings: --model "):
+        chosen(resume=True, model="x", data=("y",))
 
 
 def test_a_process_that_only_trains_along_makes_and_locks_nothing(here):

@@ -103,7 +103,7 @@ def test_all_processes_have_the_same_weights_and_moments_after_every_step(place)
     """Bit for bit; otherwise they would drift apart, and only the first one's be saved."""
 
     def setup(rank: int) -> None:
-        record = train.record
+        record = train.log_step
 
         def recorded(run: train.Run, done: int, step: train.Step) -> None:
             record(run, done, step)
@@ -113,7 +113,7 @@ def test_all_processes_have_the_same_weights_and_moments_after_every_step(place)
             with open(f"state-of-{rank}", "ab") as file:
                 file.write(b"".join(state.values()))
 
-        train.record = recorded
+        train.log_step = recorded
 
     assert together(3, settings(output="drift", max_steps=6), setup) == [0] * 3
     states = [(place / f"state-of-{rank}").read_bytes() for rank in range(3)]

@@ -102,12 +102,12 @@ def test_a_run_stopped_by_sigterm_after_any_step_goes_on_to_the_same_bits(
     output = f"term-{step}"
     with monkeypatch.context() as patch:
         if step:
-            record = train.record
+            record = train.log_step
             patch.setattr(
-                train, "record", lambda run, d, s: record(run, d, s) or when(step, TERM)(d)
+                train, "log_step", lambda run, d, s: record(run, d, s) or when(step, TERM)(d)
             )
         else:
-            hook(patch, "look", None, when(0, TERM))
+            hook(patch, "evaluate_if_due", None, when(0, TERM))
         assert stopped(output=output) == (143 if step < STEPS else 0)
     assert steps_done(place / output) == step
     assert train.main(flags(output=output, resume=True)) == 0
@@ -123,14 +123,14 @@ def test_a_sigint_inside_a_step_lets_it_finish_first(place, expected, monkeypatc
     """It comes when the gradients are computed and the weights are not yet changed."""
     output = f"int-{step}"
     with monkeypatch.context() as patch:
-        clip, calls = torch.nn.utils.clip_grad_norm_, []
+        clip, current = torch.nn.utils.clip_grad_norm_, []
 
         def clipped(*arguments: Any) -> Any:
-            if len(calls) == step:
+            if current and current[-1] == step:
                 INT()
-            calls.append(1)
             return clip(*arguments)
 
+        hook(patch, "train_step", current.append, lambda number: current.clear())
         patch.setattr("torch.nn.utils.clip_grad_norm_", clipped)
         assert stopped(output=output) == (130 if step + 1 < STEPS else 0)
     assert steps_done(place / output) == step + 1
@@ -169,8 +169,8 @@ def test_a_run_that_died_in_any_step_goes_on_from_the_checkpoint_before(
 
 def test_a_run_stopped_after_every_single_step_ends_in_the_same_bits(place, expected, monkeypatch):
     with monkeypatch.context() as patch:
-        record = train.record
-        patch.setattr(train, "record", lambda run, d, s: record(run, d, s) or TERM())
+        record = train.log_step
+        patch.setattr(train, "log_step", lambda run, d, s: record(run, d, s) or TERM())
         statuses = [stopped(output="each", resume=True) for _ in range(STEPS)]
     assert statuses == [143] * (STEPS - 1) + [0]
     assert outcome(place / "each") == expected
@@ -195,7 +195,7 @@ def test_the_same_holds_with_other_settings(place, monkeypatch, settings, reques
     settings = {"epochs": None, "max_steps": 12} | settings
     train.main(flags(output=f"{name}-whole", **settings))
     with monkeypatch.context() as patch:
-        hook(patch, "train_step", when(9, TERM), None)
+        hook(patch, "train_step", when(10, TERM), None)
         assert stopped(output=f"{name}-stopped", **settings) == 143
     assert train.main(flags(output=f"{name}-stopped", resume=True, **settings)) == 0
     assert outcome(place / f"{name}-stopped") == outcome(place / f"{name}-whole")

@@ -79,7 +79,6 @@ def test_a_learning_rate_that_cannot_be(small, capsys, lr):
         ("--lora-targets lm_head", "lm_head shares its weight with another layer; leave it out"),
         ("--model nowhere/at/all", "nowhere/at/all"),
         ("--max-length 20", "nothing left to learn after the cut: 40"),
-        ("--eval-data rows.jsonl", "rows.jsonl is a single file, all of it for training"),
     ],
 )
 def test_a_flag_that_cannot_be(small, capsys, words, message):
@@ -210,7 +209,9 @@ FREE = {
 def stopped(small: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that was stopped after 2 steps."""
     with monkeypatch.context() as patch:
-        patch.setattr(train, "look", lambda run, done: done == 2 and os.kill(os.getpid(), 15))
+        patch.setattr(
+            train, "evaluate_if_due", lambda run, done: done == 2 and os.kill(os.getpid(), 15)
+        )
         assert train.main(flags()) == 143
     return small / "run"
 

@@ -86,7 +86,7 @@ def test_too_little_memory_says_what_to_lower(small, capsys, monkeypatch, error)
 
     monkeypatch.setattr(train, "summed_loss", fail)
     message = ended(capsys, eval_every=0, sample_every=0)
-    for flag in ("--micro-batch-tokens", "--max-length", "--checkpoint-activations on"):
+    for flag in ("--micro-batch-tokens", "--checkpoint-activations on"):
         assert flag in message
 
 
