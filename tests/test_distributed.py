@@ -1,9 +1,8 @@
 """Several processes train what one trains: in fp32 and without dropout up to rounding.
 
 Over gloo, on the CPU. Most processes are copies of this one; torchrun itself starts the others.
-About 40 seconds. Seen to fail when: gradients were not summed, or averaged; each process divided by
-its own targets; every process trained on all micro-batches; the loss of one process was logged; the
-processes did not agree to stop; each chose a folder of its own.
+About 40 seconds. Seen to fail when: gradients were not summed; each process divided by its own
+targets; the loss of one process was logged; the processes did not agree to stop.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Folders that appear whole or not at all: kills at every line, full disks, and order of syncs.
 
 About 10 seconds. Seen to fail when: files were written straight into the folder; the old folder was
-removed before the new one had its name; the manifest was written first; a file was not synced; an
-error left the temporary folder behind; only sizes were compared.
+removed before the new one had its name; a file was not synced; an error left the temporary folder
+behind; only sizes were compared.
 """
 
 from __future__ import annotations

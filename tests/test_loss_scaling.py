@@ -161,7 +161,7 @@ class StopAfter(Interrupt):
 
 
 def test_a_run_stopped_right_after_a_skip_goes_on_as_if_it_had_not(tmp_path):
-    """Bit for bit. Seen to fail when the scaler's state was not saved, and when not restored."""
+    """Bit for bit. Seen to fail when the scaler's state was not restored."""
     bad = {2, 3}
     whole = half_run(tmp_path / "whole")
     resume(whole)
@@ -243,7 +243,7 @@ def test_nine_such_steps_do_not(tmp_path):
 @pytest.mark.parametrize("where", ["weight", "moment"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_state_that_is_not_finite_is_never_saved(where, value, tmp_path):
-    """The checkpoint before it stays, though only one is kept. Seen to fail without the check."""
+    """The checkpoint before it stays, though only one is kept."""
     run = half_run(tmp_path / "run", dtype="fp32", keep=1)
     resume(run)
     train.train_step(run, 0)

@@ -5,9 +5,8 @@ adapter, and metrics.jsonl but for times, speed and memory. 20 steps in two epoc
 dropout, two to three micro-batches a step, and evaluations. About 40 seconds.
 
 Seen to fail when: the dropout's seed was not set at each step; moments were not loaded, or by
-position; the epoch's order came from a running generator; the rate was that of the next step; the
-scaler's state was not loaded; metrics were not cut, or cut one step too late; the evaluation before
-the first step was logged twice; dropout was off after an evaluation.
+position; the epoch's order came from a running generator; the scaler's state was not loaded;
+metrics were cut one step too late; the evaluation before the first step was logged twice.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Processes that are killed at any moment, and checkpoints that are damaged: the same bits again.
 
-About 30 seconds. Seen to fail when: files were written straight into the checkpoint's folder; the
-manifest was not checked; the oldest checkpoint was taken; old checkpoints were removed before the
-new one was there; the handler of signals saved by itself.
+About a minute.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a user can get wrong: one line on stderr, exit status 2, and nothing left behind.
 
-About 15 seconds. Seen to fail when: the folder was made before the data were read; the lock was
-not looked at; the flags of a resumed run were not compared.
+About 15 seconds. Seen to fail when: the lock was not looked at; the flags of a
+resumed run were not compared.
 """
 
 from __future__ import annotations

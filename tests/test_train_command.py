@@ -1,8 +1,7 @@
 """`python train.py --lr 2e-4` as it is typed, against a small Hub with the two ids it needs.
 
 The Hub serves a Llama 3.2 with random weights and the real tokenizer, and real conversations. About
-40 seconds. Seen to fail when: a revision was not written down; the adapter's config named a folder
-of this machine; keys lacked PEFT's prefix; a step was logged twice; a taken name was used again.
+40 seconds. Seen to fail when: a revision was not written down; a taken name was used again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A disk that is full and memory that is too small: one line, and what was saved stays whole.
 
-About 10 seconds. Seen to fail when: a failed save left its half-written folder; an allocation that
-the processor refused ended in a traceback.
+About 10 seconds. Seen to fail when: an allocation that the processor refused ended in a traceback.
 """
 
 from __future__ import annotations
