@@ -142,6 +142,8 @@ class TrainConfig:
             refuse("data_weights", given, f"give one number for each of {len(self.data)} data sets")
         if any(not 0 < weight < math.inf for weight in self.data_weights):
             refuse("data_weights", min(self.data_weights), "every share must be above 0")
+        if "lm_head" in self.lora_targets:
+            refuse("lora_targets", "lm_head", "the head stays frozen, name layers below it")
         if self.seed >= 2**63:
             refuse("seed", self.seed, "it must be below 2^63")
 

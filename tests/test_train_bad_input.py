@@ -76,7 +76,7 @@ def test_a_learning_rate_that_cannot_be(small, capsys, lr):
         ("--data-weights 1 2", "--data-weights is 1.0 2.0; give one number for each of 1 data"),
         ("--lora-targets wq", "no layer is called ['wq']; the model has down_proj, gate_proj"),
         ("--lora-targets attention w", "no layer is called ['w']; the model has down_proj"),
-        ("--lora-targets lm_head", "lm_head shares its weight with another layer; leave it out"),
+        ("--lora-targets lm_head", "the head stays frozen, name layers below it"),
         ("--model nowhere/at/all", "nowhere/at/all"),
         ("--max-length 20", "nothing left to learn after the cut: 40"),
     ],
