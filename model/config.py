@@ -123,7 +123,10 @@ def read_rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     rope = raw.get(name) or {}
     if not isinstance(rope, dict):
         raise ValueError(f"{name} is {rope!r}, not an object")
-    theta = number(rope if "rope_theta" in rope else raw, "rope_theta", 10_000.0)
+    place = rope if "rope_theta" in rope else raw
+    if "rope_theta" in place and place["rope_theta"] is None:
+        raise ValueError("rope_theta is null, not a number")
+    theta = number(place, "rope_theta", 10_000.0)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return theta, None

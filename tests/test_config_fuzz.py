@@ -42,6 +42,7 @@ FIELDS = [*tiny_config(), "rope_scaling", "rope_theta", "torch_dtype", "hidden_a
     st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=2),
     st.sets(st.sampled_from(FIELDS), max_size=2),
 )
+@hypothesis.example({"rope_theta": None}, {"rope_parameters"})
 def test_any_other_config_is_read_as_by_transformers_or_refused_in_one_line(changes, absent):
     raw = {name: v for name, v in tiny_config().items() if name not in absent} | changes
     try:
