@@ -10,7 +10,6 @@ import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,8 +42,9 @@ class Run:
     config: TrainConfig
     folder: RunFolder
     world: World
-    chat_format: ChatFormat
+    tokenizer: Tokenizer
     data: TrainingData
+    prompts: list[list[int]]
     model: Llama
     base: BaseModel
     stop_ids: frozenset[int]
@@ -75,11 +75,11 @@ def prepare(given: Mapping[str, Any]) -> Run:
         snapshot = fetch_model(pinned(config.model, saved.get("model_revision")))
         chat_format = chat_format_of(Tokenizer.from_folder(snapshot.path))
         data = load_data(config, chat_format, saved.get("data_revisions", {}))
-    check_prompts(config, chat_format, snapshot.path)
     if data.flaws:
         world.print(data.flaws)
     dtype = choose_dtype(config.dtype, world.device)
     model = load_model(snapshot.path, dtype, world.device).train()
+    prompts = sample_prompts(config, chat_format, model.config)
     torch.manual_seed(config.seed)
     add_lora(model, config.lora)
     config = fit_to_machine(config, model, world, longest=int(data.train.lengths.max()))
@@ -94,7 +94,8 @@ def prepare(given: Mapping[str, Any]) -> Run:
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
     base = BaseModel(snapshot.public_name, snapshot.revision, weights_sha256(snapshot.path))
     stops = stop_ids(snapshot.path) | chat_format.end_ids
-    return Run(config, folder, world, chat_format, data, model, base, stops, adam, scaler)
+    tokenizer = chat_format.tokenizer
+    return Run(config, folder, world, tokenizer, data, prompts, model, base, stops, adam, scaler)
 
 
 def pinned(name: str, revision: str | None) -> str:
@@ -108,23 +109,27 @@ def load_data(
     """The conversations to learn from and those to evaluate on, as tokens."""
     held_out_from = config.eval_data
     return load_training_data(
-        [pinned(name, revisions.get(name)) for name in config.data],
-        config.data_weights,
-        held_out_from and pinned(held_out_from, revisions.get(held_out_from)),
-        config.eval_size,
-        chat_format,
-        config.max_length,
-        config.train_on,
-        config.strict_data,
-        config.max_dropped,
+        names=[pinned(name, revisions.get(name)) for name in config.data],
+        weights=config.data_weights,
+        held_out_from=held_out_from and pinned(held_out_from, revisions.get(held_out_from)),
+        held_out_size=config.eval_size,
+        chat_format=chat_format,
+        max_length=config.max_length,
+        train_on=config.train_on,
+        strict=config.strict_data,
+        max_dropped=config.max_dropped,
     )
 
 
-def check_prompts(config: TrainConfig, chat_format: ChatFormat, folder: Path) -> None:
-    """Refuses a sample prompt that does not fit into the model's context. Raises ValueError."""
-    for prompt in config.sample_prompts:
-        ids = chat_format.render([Message("user", prompt)], generation_prompt=True).ids
-        room_for(LlamaConfig.from_folder(folder), ids, 1)
+def sample_prompts(
+    config: TrainConfig, chat_format: ChatFormat, llama: LlamaConfig
+) -> list[list[int]]:
+    """The ids of the sample prompts. Raises ValueError if one leaves no room for an answer."""
+    questions = [[Message("user", prompt)] for prompt in config.sample_prompts]
+    prompts = [r.ids for r in chat_format.render_batch(questions, generation_prompt=True)]
+    for prompt in prompts:
+        room_for(llama, prompt, 1)
+    return prompts
 
 
 def fit_to_machine(config: TrainConfig, model: Llama, world: World, longest: int) -> TrainConfig:

@@ -18,14 +18,13 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from data.batches import MicroBatch, conversations_of_step, pack, steps_per_epoch
-from data.chat_format import Message
 from data.command_line import given_flags, run_command
 from data.training_data import Selection
 from lora.adapter import adapter_files
@@ -48,6 +47,7 @@ OUT_OF_MEMORY = (
     "the device has not enough memory: lower --micro-batch-tokens, or add "
     "--checkpoint-activations on; with --resume too it goes on from the last checkpoint"
 )
+STOPPED_BY_OTHERS = 1  # the exit status where the signal reached another process
 LONGEST_SAMPLE = 96  # tokens
 MOST_BROKEN_STEPS = 10  # in a row with gradients that are not finite: more will not help
 
@@ -65,7 +65,7 @@ def main(given: Mapping[str, Any]) -> int:
         run.world.close()
         run.world.print(f"stopped after step {done} of {run.steps}, all saved in {run.folder.path}")
         run.world.print("the same command with --resume goes on from there")
-        return interrupt.exit_status
+        return interrupt.exit_status or STOPPED_BY_OTHERS
     run.folder.publish_adapter(result(run))
     records, peak = run.folder.records(), peak_bytes(run.world.device)
     seconds = time.perf_counter() - started
@@ -81,7 +81,7 @@ def train(run: Run, done: int, interrupt: Interrupt) -> int:
         run.world.print(time_left(rough_seconds(run), run.world.device.type, "one conversation"))
         evaluate_if_due(run, done)
     started = time.perf_counter()
-    with StepBar(run.steps, done, shown=run.world.is_main) as bar:
+    with closing(StepBar(run.steps, done, shown=run.world.is_main)) as bar:
         while done < run.steps and not run.world.any(bool(interrupt.signal)):
             step = train_step(run, done)
             if not step.is_finite and run.scaler.is_enabled() and run.scaler.get_scale() >= 1:
@@ -127,21 +127,21 @@ class Step(NamedTuple):
 def train_step(run: Run, step: int) -> Step:
     """Step number `step`, from 0. All that it does follows from the seed, `step` and the state."""
     started = time.perf_counter()
-    config, train = run.config, run.data.train
+    config, known = run.config, run.data.train
     dropout_seed = (config.seed * 1_000_003 + step) * 1_009 + run.world.rank
     torch.manual_seed(dropout_seed % 2**63)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(step, run.steps, config)
     numbers = conversations_of_step(run.data.mixture, config.batch_size, config.seed, step)
 
-    loss, norm = gradients(run, micro_batches(run, train, numbers))
+    loss, norm = gradients(run, micro_batches(run, known, numbers))
     loss, norm = torch.stack([loss, norm]).tolist()  # the only time that we wait for the device
     if math.isfinite(norm) or run.scaler.is_enabled():  # a scaler leaves a bad step out itself
         run.scaler.step(run.optimizer)
         run.scaler.update()
     run.optimizer.zero_grad()
 
-    tokens, targets = train.lengths[numbers].sum(), train.target_counts[numbers].sum()
+    tokens, targets = known.lengths[numbers].sum(), known.target_counts[numbers].sum()
     return Step(loss, norm, int(tokens), int(targets), time.perf_counter() - started)
 
 
@@ -256,12 +256,10 @@ def evaluate(run: Run, done: int) -> None:
 
 def sample(run: Run, done: int) -> None:
     """Logs what the model answers to the sample prompts, always taking the likeliest token."""
-    questions = [[Message("user", prompt)] for prompt in run.config.sample_prompts]
-    prompts = [r.ids for r in run.chat_format.render_batch(questions, generation_prompt=True)]
-    samplers = [Sampler(SamplingConfig(), device=run.world.device) for _ in prompts]
-    answers = generate_batch(run.model, prompts, samplers, run.stop_ids, LONGEST_SAMPLE)
+    samplers = [Sampler(SamplingConfig(), device=run.world.device) for _ in run.prompts]
+    answers = generate_batch(run.model, run.prompts, samplers, run.stop_ids, LONGEST_SAMPLE)
     for prompt, ids in zip(run.config.sample_prompts, answers, strict=True):
-        answer = run.chat_format.tokenizer.decode(ids)
+        answer = run.tokenizer.decode(ids)
         run.folder.log(step=done, prompt=prompt, sample=answer)
         run.world.note(f"step {done}: {prompt} -> {answer}")
 

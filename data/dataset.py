@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data.chat_format import ChatFormat, Message, Rendered
 from data.conversations import NOT_IN_FORMAT, NOTHING_LEFT, Flaw, conversation_of
-from data.report import DataReport, check_report, flaws_table
+from data.report import DataReport
 from data.rows import Row, count_rows, read_rows
 from data.sources import Source
 from data.token_cache import (
@@ -31,15 +31,6 @@ from data.token_cache import (
     default_cache,
     load_or_make,
 )
-
-__all__ = [
-    "Conversations",
-    "DataReport",
-    "Example",
-    "check_report",
-    "flaws_table",
-    "tokenize",
-]
 
 TRAIN_ON = ("assistant", "all", "last")
 INDEX_TYPE = np.dtype([("length", "<i8"), ("target_count", "<i8"), ("digest", "<u8")])

@@ -8,14 +8,12 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import constants
 
 from data.download import Snapshot, fetch_repo
-from data.repo import HubError, Repo
+from data.repo import HubError, repo_of
 
 DEMO = Path(__file__).parents[1] / "model" / "demo"
-REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
 INDEX = "model.safetensors.index.json"
 
@@ -36,21 +34,11 @@ def fetch_model(name: str) -> Snapshot:
     """
     if name == "demo":
         return local_snapshot(DEMO, name)
-    id, at, revision = name.partition("@")
+    id = name.partition("@")[0]
     is_path = name.startswith(("./", "../", "/", "~")) or id.count("/") > 1
     if is_path or os.path.isdir(name):
         return local_snapshot(Path(os.path.expanduser(name)), name)
-    try:
-        validate_repo_id(id)
-        is_id = not at or bool(REVISION.fullmatch(revision))
-    except HFValidationError:
-        is_id = False
-    if not is_id:
-        raise HubError(
-            f"{name!r} is neither a folder here nor a Hub id: "
-            "write owner/name, owner/name@revision, ./folder or demo"
-        )
-    return fetch_repo(Repo(id, revision) if at else Repo(id), model_files)
+    return fetch_repo(repo_of(name, constants.REPO_TYPE_MODEL), model_files)
 
 
 def local_snapshot(folder: Path, name: str) -> Snapshot:

@@ -24,9 +24,10 @@ from data.conversations import NOTHING_LEFT, conversation_of
 from data.dataset import Conversations, targets_of, tokenize
 from data.download import fetch_repo
 from data.hub import fetch_model, model_files
+from data.repo import repo_of
 from data.report import DataReport, check_report, flaws_table
 from data.rows import Row, read_rows
-from data.sources import Source, find_source, repo_of
+from data.sources import Source, find_source
 from data.tokenizer import Tokenizer
 
 PROGRAM = "data.inspect"

@@ -11,13 +11,16 @@ from huggingface_hub.errors import (
     FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import validate_repo_id
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 
 # The copies that ask for no licence, of the gated models that this project is about.
 UNGATED = {
@@ -64,6 +67,27 @@ class Repo:
     def unfinished(self, commit: str) -> Path:
         """The file that stands from before a commit's first download until after its last check."""
         return self.folder / "unfinished" / commit
+
+
+def repo_of(name: str, type: str) -> Repo:
+    """The repo on the Hub that a name means, optionally `id@revision`.
+
+    Raises:
+        HubError: if it is not of the shape that the Hub's names have.
+    """
+    id, at, revision = name.partition("@")
+    try:
+        validate_repo_id(id)
+        is_id = not at or bool(REVISION.fullmatch(revision))
+    except HFValidationError:
+        is_id = False
+    if not is_id:
+        local = "folder" if type == constants.REPO_TYPE_MODEL else "file or folder"
+        raise HubError(
+            f"{name!r} is neither a {local} here nor a Hub id: "
+            "write owner/name, owner/name@revision, ./folder or demo"
+        )
+    return Repo(id, revision, type) if at else Repo(id, type=type)
 
 
 def explain(error: Exception, repo: Repo) -> str | None:

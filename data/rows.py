@@ -90,15 +90,9 @@ def jsonl_rows(path: Path, batch_size: int) -> Iterator[list[Row | None]]:
 
 def json_object(line: bytes, place: str) -> Row:
     """The object that a line of JSON is."""
-    try:
-        row = json.loads(decoded(line.rstrip()))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{place}: not JSON ({error.msg} at character {error.pos + 1}): "
-            "the line is cut or damaged, or this is no file of JSON lines"
-        ) from None
-    except RecursionError:
-        raise ValueError(f"{place}: not JSON that can be read (nested too deeply)") from None
+    row = parsed(
+        line.rstrip(), place, "the line is cut or damaged, or this is no file of JSON lines"
+    )
     if not isinstance(row, dict):
         raise ValueError(f"{place}: holds {kind_of(row)}, not an object {{...}}")
     return row
@@ -108,15 +102,8 @@ def json_rows(path: Path, batch_size: int) -> Iterator[list[Row | None]]:
     """Yields the rows of a .json file."""
     with open_bytes(path) as file:
         content = file.read()
-    try:
-        rows = json.loads(decoded(content))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: not JSON ({error}): it is cut or damaged, or has one object a line; "
-            "then name it .jsonl"
-        ) from None
-    except RecursionError:
-        raise ValueError(f"{path}: not JSON that can be read (nested too deeply)") from None
+    advice = "it is cut or damaged, or has one object a line; then name it .jsonl"
+    rows = parsed(content, str(path), advice)
     if not isinstance(rows, list):
         raise ValueError(f"{path}: holds {kind_of(rows)}, not a list of objects [{{...}}, ...]")
     for number, row in enumerate(rows, start=1):
@@ -134,9 +121,17 @@ def open_bytes(path: Path) -> BinaryIO:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def decoded(content: bytes) -> str:
-    """Text in UTF-8, a byte order mark left off; wrong bytes become lone surrogates."""
-    return content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+def parsed(content: bytes, place: str, advice: str) -> Any:
+    """What JSON in UTF-8 says, a byte order mark left off; wrong bytes become lone surrogates."""
+    text = content.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{place}: not JSON ({error.msg} at character {error.pos + 1}): {advice}"
+        ) from None
+    except RecursionError:
+        raise ValueError(f"{place}: not JSON that can be read (nested too deeply)") from None
 
 
 def kind_of(value: Any) -> str:

@@ -8,12 +8,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import constants
 
 from data.download import fetch_repo
-from data.hub import REVISION
-from data.repo import HubError, Repo
+from data.repo import HubError, Repo, repo_of
 from data.rows import SUFFIXES
 
 DEMO = Path(__file__).parent / "demo"
@@ -73,7 +71,7 @@ def find_source(name: str, split: str = "train") -> Source:
     is_path = name.startswith(("./", "../", "/", "~")) or id.count("/") > 1
     if is_path or path.suffix.lower() in SUFFIXES:
         raise ValueError(f"no file or folder at {path}: check the path")
-    return hub_source(repo_of(name, "dataset"), split)
+    return hub_source(repo_of(name, constants.REPO_TYPE_DATASET), split)
 
 
 def find_test_source(name: str) -> Source:
@@ -102,22 +100,6 @@ def hub_source(repo: Repo, split: str) -> Source:
 
     snapshot = fetch_repo(repo, choose)
     return Source(snapshot.name, tuple(snapshot.path / file for file in chosen), snapshot.revision)
-
-
-def repo_of(name: str, type: str) -> Repo:
-    """The repo on the Hub that a name means, optionally `id@revision`."""
-    id, at, revision = name.partition("@")
-    try:
-        validate_repo_id(id)
-        is_id = not at or bool(REVISION.fullmatch(revision))
-    except HFValidationError:
-        is_id = False
-    if not is_id:
-        raise HubError(
-            f"{name!r} is neither a file or folder here nor a Hub id: "
-            "write owner/name, owner/name@revision, ./folder or demo"
-        )
-    return Repo(id, revision, type) if at else Repo(id, type=type)
 
 
 def files_of_split(names: Collection[str], split: str, place: str) -> list[str]:

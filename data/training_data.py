@@ -13,7 +13,8 @@ import numpy as np
 
 from data.batches import Mixture, hold_out
 from data.chat_format import ChatFormat
-from data.dataset import Conversations, DataReport, Example, check_report, flaws_table, tokenize
+from data.dataset import Conversations, Example, tokenize
+from data.report import DataReport, check_report, flaws_table
 from data.sources import find_source, find_test_source
 
 

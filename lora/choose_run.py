@@ -36,17 +36,14 @@ def choose_run(given: Mapping[str, Any], writes: bool) -> tuple[TrainConfig, Run
         saved = run.saved_config()
         if saved:
             config = continued(saved, given, run.path)
-    elif config.output:
-        run = RunFolder(wanted, writes)
-        run.check_free()
-        if wanted.is_dir() and any(wanted.iterdir()):
-            raise ValueError(
-                f"output is {wanted}, which holds something already; add --resume to go on with "
-                "it, or choose another folder"
-            )
     else:
-        run = RunFolder(free_name(wanted), writes)
+        run = RunFolder(wanted if config.output else free_name(wanted), writes)
     run.check_free()
+    if not config.resume and run.path.is_dir() and any(run.path.iterdir()):
+        raise ValueError(
+            f"output is {run.path}, which holds something already; add --resume to go on with "
+            "it, or choose another folder"
+        )
     return config, run
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished-"
+REPLACED = f"{UNFINISHED}replaced-"
 
 
 def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -31,7 +32,7 @@ def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         OSError: if the disk is full or cannot be written; what was there before is still there.
     """
     temporary = folder.with_name(f"{UNFINISHED}{folder.name}")
-    replaced = folder.with_name(f"{UNFINISHED}replaced-{folder.name}")
+    replaced = folder.with_name(f"{REPLACED}{folder.name}")
     if replaced.exists() and not folder.exists():  # the program was killed between the two renames
         replaced.rename(folder)
     for leftover in (temporary, replaced):
@@ -94,6 +95,17 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Removes what a killed program left unfinished in a folder.
+
+    A folder that was being replaced stays: it may be the only whole one, and `publish_folder` puts
+    it back or removes it.
+    """
+    for leftover in parent.iterdir():
+        if leftover.name.startswith(UNFINISHED) and not leftover.name.startswith(REPLACED):
+            remove_folder(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def manifest(files: Mapping[str, bytes]) -> bytes:

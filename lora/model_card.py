@@ -48,15 +48,8 @@ def model_card(
 It belongs to the weights of `{base.name}`{revision} (sha256 `{base.sha256}`)
 and was trained on {", ".join(f"`{name}`" for name in data)}.
 {measured}
-In Python, with the PEFT library:
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained({json.dumps(base.name)})
-model = PeftModel.from_pretrained(model, "path/to/this/folder")
-```
+The files are in the format of the PEFT library: `PeftModel.from_pretrained(model, folder)` loads
+them.
 
 | setting | value |
 |---|---|

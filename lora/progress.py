@@ -7,7 +7,6 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -48,15 +47,8 @@ class StepBar:
         self.steps, self.done, self.shown = steps, done, shown
         self.shown_last = time.monotonic()
 
-    def __enter__(self) -> StepBar:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Leaves the bar as it is."""
         self.bar.close()
 
     def update(self, loss: float, lr: float, tokens_per_second: float) -> None:

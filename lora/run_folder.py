@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lora.durable import (
-    UNFINISHED,
     publish_folder,
     remove_folder,
+    remove_leftovers,
     replace_file,
     verify_folder,
 )
@@ -54,7 +54,7 @@ class RunFolder:
         return self.path / "adapter"
 
     def check_free(self) -> None:
-        """Makes sure, without leaving a trace, that the folder can be made here and written.
+        """Makes sure that the folder can be made here and written; makes nothing yet.
 
         Raises:
             ValueError: if it cannot, or if another run is alive in it.
@@ -81,11 +81,10 @@ class RunFolder:
         """
         if not self.writes:
             return
-        (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.take_lock()
-        for leftover in [*self.path.iterdir(), *self.checkpoints.iterdir()]:
-            if leftover.name.startswith(UNFINISHED) and "replaced-" not in leftover.name:
-                remove_folder(leftover) if leftover.is_dir() else leftover.unlink()
+        for folder in (self.path, self.checkpoints):
+            remove_leftovers(folder)
         replace_file(self.path / CONFIG, as_json(config))
         replace_file(self.path / DATA, as_json(data))
         self.start_metrics(done)

@@ -23,6 +23,7 @@ from model.loss import CHUNK
 
 SHARE = 0.6  # of the free memory; the rest is for the allocator's gaps and for other programs
 ADAM_BYTES = 16  # per trained weight: itself, its gradient and two moments, in float32
+LOGIT_COPIES = 3  # of a chunk, in float32: as computed, as the slope, and one on the way
 # More tokens than these at once do not make a step faster.
 ENOUGH = {"cpu": 4096, "mps": 8192, "cuda": 32768}
 
@@ -40,13 +41,16 @@ def activation_bytes(config: LlamaConfig, dtype: torch.dtype, recompute: bool) -
 
 
 def training_bytes(model: Llama, tokens: int, recompute: bool) -> int:
-    """Bytes for the weights, the optimizer, a pass over so many tokens, and a chunk of logits."""
-    dtype = model.lm_head.weight.dtype
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    """Bytes that training takes in all, with so many tokens in a forward pass."""
+    per_token = activation_bytes(model.config, model.lm_head.weight.dtype, recompute)
+    frozen = (p for p in model.parameters() if not p.requires_grad)
+    return sum(p.nbytes for p in frozen) + fixed_bytes(model) + tokens * per_token
+
+
+def fixed_bytes(model: Llama) -> int:
+    """Bytes for what is trained, with the optimizer's share, and for a chunk of logits."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    logits = 3 * 4 * min(CHUNK, tokens) * model.config.vocab_size
-    passes = tokens * activation_bytes(model.config, dtype, recompute)
-    return weights + ADAM_BYTES * trained + passes + logits
+    return ADAM_BYTES * trained + LOGIT_COPIES * 4 * CHUNK * model.config.vocab_size
 
 
 def fit_passes(
@@ -71,16 +75,12 @@ def tokens_that_fit(model: Llama, device: torch.device, recompute: bool, process
     """How many tokens one forward pass may have, a power of two, for all that is free.
 
     Args:
-        model: on its device already.
+        model: on its device already, with its LoRA layers.
         device: whose memory it is.
         recompute: whether activations are computed anew in the backward pass.
         processes: how many share the memory.
     """
-    besides = training_bytes(model, 0, recompute) - sum(
-        p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad
-    )
-    logits = 3 * 4 * CHUNK * model.config.vocab_size
-    free = SHARE * free_bytes(device) / processes - besides - logits
+    free = SHARE * free_bytes(device) / processes - fixed_bytes(model)
     per_token = activation_bytes(model.config, model.lm_head.weight.dtype, recompute)
     tokens = min(max(int(free / per_token), 1), ENOUGH[device.type])
     return 1 << (tokens.bit_length() - 1)

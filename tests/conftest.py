@@ -12,6 +12,8 @@ import torch
 from model.config import LlamaConfig
 from model.llama import Llama
 
+# Their fixtures are for the tests of one subject each.
+pytest_plugins = ["hub_client", "hub_templates", "small_runs"]
 ROOT = Path(__file__).parents[1]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -9,10 +9,12 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hub_server import Hub
+import pytest
+from hub_server import Hub, hub
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = "model.safetensors"
@@ -30,6 +32,15 @@ UNWANTED = [
     "pytorch_model.bin",
     "tokenizer.model",
 ]
+
+# As the setup of a child: whoever opens a socket ends the process, and says which.
+NO_SOCKETS = """
+def watch(event, args):
+    if event.startswith("socket."):
+        os.write(2, f"OPENED {event} {args}".encode())
+        os._exit(7)
+sys.addaudithook(watch)
+"""
 
 # Fetches every name of its command line ("offline:NAME" as if HF_HUB_OFFLINE were set) and prints
 # all results as one line. The client's waits between retries are left out.
@@ -73,10 +84,12 @@ def command(*names: str, setup: str = "") -> list[str]:
     return [sys.executable, "-c", CHILD.replace("{setup}", setup), *names]
 
 
-def fetch(server: Hub, home: Path, *names: str, setup: str = "", **more: str) -> list[Result]:
-    """Fetches names in one child process; no error of another kind, nothing else on stdout."""
+def run_child(
+    server: Hub, home: Path, command: list[str], **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command that has to succeed, with that Hub and a cache of its own."""
     child = subprocess.run(
-        command(*names, setup=setup),
+        command,
         env=server.environment(home, **more),
         cwd=ROOT,
         capture_output=True,
@@ -84,6 +97,12 @@ def fetch(server: Hub, home: Path, *names: str, setup: str = "", **more: str) ->
         timeout=120,
     )
     assert child.returncode == 0, child.stderr
+    return child
+
+
+def fetch(server: Hub, home: Path, *names: str, setup: str = "", **more: str) -> list[Result]:
+    """Fetches names in one child process; no error of another kind, nothing else on stdout."""
+    child = run_child(server, home, command(*names, setup=setup), **more)
     results = []
     for first, second, third in json.loads(child.stdout):
         if first == "HubError":
@@ -124,3 +143,16 @@ def write_models(folder: Path) -> dict[str, Path]:
 def assert_equal_files(result: Result, source: Path) -> None:
     for name in result.files:
         assert (result.folder / name).read_bytes() == (source / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of small models, by their ids."""
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def server(models: dict[str, Path]) -> Iterator[Hub]:
+    """A Hub that has them."""
+    with hub(models) as running:
+        yield running

@@ -140,3 +140,15 @@ HELLO_IDS = [
     128006, 78191, 128007, 271, 38, 18599, 311, 6865, 433, 13, 128009,
 ]
 # fmt: on
+
+
+@pytest.fixture(scope="module")
+def folders(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model folder for each format."""
+    return write_model_folders(assets, tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def pairs(folders: dict[str, Path]) -> dict[str, Pair]:
+    """Our side and the Hub's of each format."""
+    return load_pairs(folders)

@@ -35,6 +35,15 @@ def small(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where all runs of a file take place, the uninterrupted one among them."""
+    folder = tmp_path_factory.mktemp("runs")
+    with workplace(folder):
+        assert train.main(flags(output="uninterrupted")) == 0
+        yield folder
+
+
 @contextmanager
 def workplace(folder: Path) -> Iterator[pytest.MonkeyPatch]:
     """`small` as a context, in which more can be patched."""

@@ -16,22 +16,10 @@ from hub_templates import (
     conversations,
     expressible_in,
     load_pair,
-    load_pairs,
-    write_model_folders,
 )
 
 from data.chat_format import Message, chat_format_of
 from data.tokenizer import Tokenizer
-
-
-@pytest.fixture(scope="module")
-def folders(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_model_folders(assets, tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def pairs(folders: dict[str, Path]) -> dict[str, Pair]:
-    return load_pairs(folders)
 
 
 def test_llama_3_2_gives_the_hubs_ids_for_5000_conversations(pairs: dict[str, Pair]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hub_templates import (
     FOLDERS,
@@ -12,22 +10,10 @@ from hub_templates import (
     Pair,
     conversations,
     expressible_in,
-    load_pairs,
-    write_model_folders,
 )
 from texts import expressible
 
 from data.chat_format import Rendered
-
-
-@pytest.fixture(scope="module")
-def folders(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_model_folders(assets, tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def pairs(folders: dict[str, Path]) -> dict[str, Pair]:
-    return load_pairs(folders)
 
 
 def mask_by_growing_prefix(pair: Pair, conversation: list[dict[str, str]]) -> list[bool]:

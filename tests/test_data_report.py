@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from data.conversations import NOTHING_LEFT
-from data.dataset import DataReport, check_report, flaws_table
+from data.report import DataReport, check_report, flaws_table
 
 
 def report_of(kept: int, dropped: dict[str, int], name: str = "some/data") -> DataReport:

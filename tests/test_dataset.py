@@ -16,7 +16,8 @@ from token_data import FLAWED, GOOD, random_rows, small_chat_format, write_jsonl
 
 from data.chat_format import ChatFormat
 from data.conversations import NOT_IN_FORMAT, NOTHING_LEFT, conversation_of
-from data.dataset import Conversations, DataReport, check_report, tokenize
+from data.dataset import Conversations, tokenize
+from data.report import DataReport, check_report
 from data.sources import Source
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}

@@ -6,7 +6,6 @@ With the real huggingface_hub client against the small Hub of hub_server.py; 10 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,23 +17,10 @@ from hub_client import (
     assert_equal_files,
     fetch,
     write,
-    write_models,
     write_sharded,
 )
-from hub_server import Hub, hub
 
 from data.hub import fetch_model
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def server(models: dict[str, Path]) -> Iterator[Hub]:
-    with hub(models) as running:
-        yield running
 
 
 def test_only_the_needed_files_are_downloaded(server, models, tmp_path):

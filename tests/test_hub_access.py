@@ -5,25 +5,11 @@ With the real huggingface_hub client against the small Hub of hub_server.py; 10 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-from hub_client import SHARDS, assert_equal_files, fetch, write_models
-from hub_server import Hub, hub
+from hub_client import NO_SOCKETS, SHARDS, assert_equal_files, fetch
+from hub_server import hub
 
 TOKEN = "hf_thisIsTheSecretThatNobodyMaySee"
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture
-def server(models: dict[str, Path]) -> Iterator[Hub]:
-    with hub(models) as running:
-        yield running
 
 
 def test_offline_opens_no_socket(server, models, tmp_path):
@@ -32,15 +18,8 @@ def test_offline_opens_no_socket(server, models, tmp_path):
     names = ["lab/whole", "lab/whole@branch", "lab/whole@refs/pr/1", "lab/sharded"]
     there = fetch(server, tmp_path, *names)
     server.requests.clear()
-    no_sockets = """
-def watch(event, args):
-    if event.startswith("socket."):
-        os.write(2, f"OPENED {event} {args}".encode())
-        os._exit(7)
-sys.addaudithook(watch)
-"""
     names += [f"lab/whole@{there[0].revision}", "lab/unknown", "lab/whole@unknown"]
-    cached = fetch(server, tmp_path, *names, setup=no_sockets, HF_HUB_OFFLINE="1")
+    cached = fetch(server, tmp_path, *names, setup=NO_SOCKETS, HF_HUB_OFFLINE="1")
     assert [result.folder for result in cached[:4]] == [result.folder for result in there]
     assert cached[4].folder == there[0].folder
     assert cached[0].stderr == ""

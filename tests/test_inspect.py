@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import hub
+from hub_server import Hub, hub
 from hub_templates import HELLO
 from token_data import FLAWED, GOOD, random_rows, small_chat_format, write_jsonl
 
@@ -198,30 +198,28 @@ def test_the_demo_needs_no_model_and_no_flags(capsys):
     assert "«" in out
 
 
+def inspected(name: str, server: Hub, home: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "data.inspect", name],
+        env=server.environment(home),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
 def test_no_weights_of_the_default_model_are_downloaded(tmp_path: Path, model: Path):
     """Run as a user runs it."""
     for name in ("config.json", "model.safetensors"):
         (model / name).write_text("{}")
     write_jsonl(tmp_path / "data" / "train.jsonl", hello_rows())
     with hub({inspect.DEFAULT_MODEL: model}, {"lab/chats": tmp_path / "data"}) as server:
-        child = subprocess.run(
-            [sys.executable, "-m", "data.inspect", "lab/chats"],
-            env=server.environment(tmp_path / "home"),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
+        child = inspected("lab/chats", server, tmp_path / "home")
         assert child.returncode == 0, child.stderr
         assert f"lab/chats at {server.refs['datasets/lab/chats']['main']}, 1 file" in child.stdout
         assert server.asked_for("tokenizer.json")
         assert not server.asked_for(".safetensors")
-        missing = subprocess.run(
-            [sys.executable, "-m", "data.inspect", "lab/none"],
-            env=server.environment(tmp_path / "home"),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
+        missing = inspected("lab/none", server, tmp_path / "home")
     assert missing.returncode == 2
     assert missing.stderr.startswith("data.inspect: no folder lab/none here, and no dataset at")
     assert missing.stderr.count("\n") == 1

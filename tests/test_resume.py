@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_runs import flags, litter, metrics, outcome, workplace
+from small_runs import flags, litter, metrics, outcome
 
 import train
 from data.batches import order_of_epoch
@@ -38,16 +39,7 @@ class Abrupt(BaseException):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Where all runs of this file take place, the uninterrupted one among them."""
-    folder = tmp_path_factory.mktemp("resume")
-    with workplace(folder):
-        assert train.main(flags(output="uninterrupted")) == 0
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def expected(place) -> dict[str, Any]:
+def expected(place: Path) -> dict[str, Any]:
     """What comes of the run if nothing stops it."""
     found = outcome(place / "uninterrupted")
     assert [r["step"] for r in found["metrics"] if "lr" in r] == list(range(1, STEPS + 1))

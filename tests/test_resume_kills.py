@@ -10,7 +10,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,11 @@ from small_runs import (
     outcome,
     start,
     status,
-    workplace,
 )
 
 import train
 from lora import durable
 from lora.run_folder import RunFolder
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where all runs of this file take place, the uninterrupted one among them."""
-    folder = tmp_path_factory.mktemp("kills")
-    with workplace(folder):
-        assert train.main(flags(output="uninterrupted")) == 0
-        yield folder
 
 
 @pytest.fixture(scope="module")

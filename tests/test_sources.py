@@ -6,7 +6,6 @@ The Hub is the small one of hub_server.py, asked by the real huggingface_hub cli
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_client import NO_SOCKETS, run_child
 from hub_server import Fault, Hub, hub
 
 from data.rows import count_rows
@@ -43,16 +43,8 @@ def fetch(
 ) -> list[Any]:
     """What a child process finds, with a cache of its own: a name, files, commit; or an error."""
     pairs = [(name, "train") if isinstance(name, str) else name for name in wanted]
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD.replace("{setup}", setup), json.dumps(pairs)],
-        env=server.environment(home, **more),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert child.returncode == 0, child.stderr
-    results = json.loads(child.stdout)
+    command = [sys.executable, "-c", CHILD.replace("{setup}", setup), json.dumps(pairs)]
+    results = json.loads(run_child(server, home, command, **more).stdout)
     assert all("\n" not in result for result in results if isinstance(result, str))
     return results
 
@@ -235,15 +227,6 @@ def test_a_revision_is_the_one_that_was_asked_for(server: Hub, tmp_path: Path):
     assert [Path(file).name for _, (file,), _ in results] == ["b.jsonl", "a.jsonl", "a.jsonl"]
     assert [name for name, _, _ in results] == ["lab/news"] * 3
     assert "lab/news has no revision v2" in unknown
-
-
-NO_SOCKETS = """
-def watch(event, args):
-    if event.startswith("socket."):
-        os.write(2, f"OPENED {event} {args}".encode())
-        os._exit(7)
-sys.addaudithook(watch)
-"""
 
 
 def test_offline_the_cache_is_used_and_no_socket_opened(server: Hub, tmp_path: Path):

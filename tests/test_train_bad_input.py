@@ -23,14 +23,11 @@ from small_runs import (
     flags,
     forked,
     short_rows,
-    small,
     status,
 )
 
 import train
 from lora.train_config import FREE_ON_RESUME
-
-__all__ = ["small"]
 
 
 def entries(folder: Path) -> set[str]:

@@ -13,13 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import child, command_line, flags, litter, outcome, small
+from small_runs import child, command_line, flags, litter, outcome
 
 import train
 from lora import durable
 from lora.run_folder import RunFolder
-
-__all__ = ["small"]
 
 
 def ended(capsys: pytest.CaptureFixture[str], **given: Any) -> str:

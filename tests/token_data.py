@@ -12,7 +12,8 @@ import numpy as np
 from texts import random_text, write_small_llama3_tokenizer
 
 from data.chat_format import ChatFormat, chat_format_of
-from data.dataset import Conversations, DataReport, tokenize
+from data.dataset import Conversations, tokenize
+from data.report import DataReport
 from data.sources import Source
 from data.tokenizer import Tokenizer
 

@@ -16,7 +16,8 @@ from token_data import random_rows, write_jsonl
 from torch import Tensor, nn
 
 from data.batches import Mixture
-from data.dataset import DataReport, Example
+from data.dataset import Example
+from data.report import DataReport
 from data.training_data import Selection, TrainingData
 from lora.checkpoint import trainable
 from lora.config import BaseModel, LoRAConfig
@@ -97,8 +98,9 @@ def run_in_memory(
         config=TrainConfig(**settings),
         folder=RunFolder(Path("nowhere"), writes=False),
         world=world,
-        chat_format=SimpleNamespace(),
+        tokenizer=SimpleNamespace(),
         data=data,
+        prompts=[],
         model=model,
         base=BaseModel(None, None, None),
         stop_ids=frozenset({2}),
