@@ -126,12 +126,12 @@ def load_training_data(
 
     learnt_from = [conversations for conversations, _ in loaded[: len(names)]]
     candidates = [conversations for conversations, _ in loaded[len(names) :]]
-    digests = np.concatenate([conversations.digests for conversations in candidates or learnt_from])
-    different = len(np.unique(digests))
-    most = different if candidates else different // 10
-    chosen = hold_out(digests, min(held_out_size, most))
+    chosen = held_out_digests(candidates or learnt_from, held_out_size, bool(candidates))
     train = [(c, np.flatnonzero(~np.isin(c.digests, chosen))) for c in learnt_from]
-    held_out = [(c, first_copies(c.digests, chosen)) for c in candidates or learnt_from]
+    held_out = []
+    for conversations in candidates or learnt_from:
+        held_out.append((conversations, first_copies(conversations.digests, chosen)))
+        chosen = np.setdiff1d(chosen, conversations.digests)  # each is evaluated on once
     for name, (_, rows) in zip(names, train, strict=True):
         if not len(rows):
             raise ValueError(
@@ -140,6 +140,13 @@ def load_training_data(
             )
     mixture = Mixture(tuple(len(rows) for _, rows in train), tuple(weights) or None)
     return TrainingData(Selection(train), Selection(held_out), mixture, reports)
+
+
+def held_out_digests(candidates: Sequence[Conversations], size: int, take_all: bool) -> np.ndarray:
+    """What is evaluated on: at most `size` different ones, and a tenth unless all may be taken."""
+    digests = np.concatenate([conversations.digests for conversations in candidates])
+    different = len(np.unique(digests))
+    return hold_out(digests, min(size, different if take_all else different // 10))
 
 
 def first_copies(digests: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -220,6 +220,16 @@ def test_what_was_half_replaced_is_put_back_before_a_new_attempt_can_fail(tmp_pa
     assert content(folder) == OLD and names(tmp_path) == ["step-000007"]
 
 
+def test_a_start_removes_what_is_unfinished_but_not_what_may_be_the_only_whole_one(tmp_path):
+    """Seen to fail when everything was removed that bears such a name."""
+    publish_folder(tmp_path / "step-000007", OLD)
+    (tmp_path / "step-000007").rename(tmp_path / f"{UNFINISHED}replaced-step-000007")
+    (tmp_path / f"{UNFINISHED}step-000007").mkdir()
+    (tmp_path / f"{UNFINISHED}config.json").touch()
+    durable.remove_leftovers(tmp_path)
+    assert names(tmp_path) == [f"{UNFINISHED}replaced-step-000007"]
+
+
 def write(path: Path, change: Any) -> None:
     path.write_bytes(change(path.read_bytes()))
 

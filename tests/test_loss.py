@@ -93,6 +93,21 @@ def test_what_comes_from_above_scales_the_gradient():
     torch.testing.assert_close(hidden.grad, reference(hidden, head, targets)[1] * 3 / 7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_comes_from_above_is_not_rounded_to_the_gradients_dtype(dtype):
+    """A loss scale of 2^16 would be inf in float16, and a third would lose digits in bfloat16.
+
+    Seen to fail when it was.
+    """
+    hidden = (0.01 * torch.randn(1, 8)).to(dtype).requires_grad_()
+    head, targets = (0.01 * torch.randn(40, 8)).to(dtype), torch.tensor([3])
+    (unit,) = torch.autograd.grad(summed_cross_entropy(hidden, head, targets), hidden)
+    for factor in (65536.0, 1 / 3):
+        loss = summed_cross_entropy(hidden, head, targets) * factor
+        (scaled,) = torch.autograd.grad(loss, hidden)
+        assert torch.equal(scaled, (unit.float() * factor).to(dtype))
+
+
 def test_the_gradient_is_that_of_finite_differences():
     hidden, head, targets = problem(5, 11, torch.float64)
     assert torch.autograd.gradcheck(lambda h: summed_cross_entropy(h, head, targets), (hidden,))

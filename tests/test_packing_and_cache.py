@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import random_tokens, tiny_llama
 
+from model import attention
 from model.attention import Packed
 from model.cache import CachedAttention, KVCache
 from model.generate import extend
@@ -40,6 +41,14 @@ def test_packed_documents_score_as_each_alone(device, dtype):
 def test_positions_restart_with_every_document():
     """Scores depend on distances alone: only precision would suffer, and in long streams only."""
     assert Packed([3, 1, 2]).positions(torch.device("cpu")).tolist() == [0, 1, 2, 0, 0, 1]
+
+
+def test_repeated_key_value_heads_score_as_shared_ones(monkeypatch, device):
+    """As on a GPU without FlashAttention. Seen to fail when the heads were repeated in turns."""
+    model, tokens = tiny_llama().to(device), torch.cat(documents()).to(device)
+    shared = model(tokens, Packed(LENGTHS))
+    monkeypatch.setattr(attention, "takes_no_gqa", lambda q: True)
+    assert close(model(tokens, Packed(LENGTHS)), shared)
 
 
 def test_changing_one_document_leaves_the_others_logits_bit_equal(device):

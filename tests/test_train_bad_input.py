@@ -82,6 +82,16 @@ def test_a_flag_that_cannot_be(small, capsys, words, message):
     assert message in refusal(capsys, *words.split())
 
 
+def test_a_sample_prompt_without_room_for_an_answer(small, capsys):
+    """Seen to fail when the prompts were not looked at before the run's folder was made."""
+    config = json.loads((small / "model" / "config.json").read_text())
+    (small / "model" / "config.json").write_text(
+        json.dumps(config | {"max_position_embeddings": 300})
+    )
+    message = refusal(capsys, sample_prompts=("Hi", "word " * 400))
+    assert "300" in message and "tokens" in message
+
+
 @pytest.mark.parametrize("output", ["rows.jsonl", "rows.jsonl/run", "/proc/run", "/proc/1/x/run"])
 def test_an_output_that_cannot_be_written(small, capsys, output):
     """Root may write anywhere, so no permission helps to test this."""

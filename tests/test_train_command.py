@@ -221,3 +221,15 @@ def test_the_help_lists_every_setting_within_80_columns(tmp_path):
     for field in fields(TrainConfig):
         assert f"--{field.name.replace('_', '-')}" in text
         assert " ".join(field.metadata["help"].split()) in text
+
+
+def test_a_run_goes_on_with_the_revisions_that_it_began_with(place: Place, assets: Path):
+    """Though the Hub has newer data by now. Seen to fail when it took those: they were refused."""
+    newer = place.folder.parent / "newer" / "data"
+    newer.mkdir(parents=True)
+    rows = pq.read_table(assets / "data" / "train-00000-of-00001.parquet")
+    pq.write_table(rows.slice(120, 60), newer / "train-00000-of-00001.parquet")
+    commit = place.server.publish(DATA, newer.parent, kind="datasets")
+    again = place.run("--max-steps", "5", "--resume", "--output", f"runs/{NAME}")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert place.config(NAME)["data_revisions"] == {DATA: place.data_commit} != {DATA: commit}
