@@ -109,7 +109,7 @@ def test_a_selection_numbers_conversations_through(load):
 
 
 def test_its_hash_tells_data_cut_or_ordered_otherwise(load):
-    """Seen to fail when lengths were left out."""
+    """Seen to fail when only the texts were hashed."""
     rows = random_rows(30)
     assert load(rows).sha256 == load(rows).sha256
     others = load(rows[::-1]), load(rows, max_length=250), load(rows, size=2), load(rows[1:])
