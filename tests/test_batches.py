@@ -7,8 +7,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 from data.batches import (
     MicroBatch,
@@ -20,7 +18,9 @@ from data.batches import (
 )
 from data.dataset import Example
 
-thorough = settings(max_examples=200, deadline=None)  # a busy machine is no flaw
+hypothesis = pytest.importorskip("hypothesis")
+assume, given, st = hypothesis.assume, hypothesis.given, hypothesis.strategies
+thorough = hypothesis.settings(max_examples=200, deadline=None)  # a busy machine is no flaw
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any).map(tuple)
 batch_sizes = st.integers(1, 50)
 seeds = st.integers(0, 2**63 - 1)

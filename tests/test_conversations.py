@@ -6,8 +6,6 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from texts import random_text
 
 from data.chat_templates import Message
@@ -23,6 +21,9 @@ from data.conversations import (
     Flaw,
     conversation_of,
 )
+
+hypothesis = pytest.importorskip("hypothesis")
+given, settings, st = hypothesis.given, hypothesis.settings, hypothesis.strategies
 
 ASKED = {"from": "human", "value": "What is 2 + 2?"}
 ANSWERED = {"from": "gpt", "value": "4."}
