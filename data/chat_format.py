@@ -45,12 +45,15 @@ class ChatFormat:
         write: the format itself, from messages (and whether to end with the opening of an
             assistant's turn) to pieces.
         end_ids: the ids at which an assistant's turn is over.
+        default_system: what the system says in a conversation without a system's turn, where the
+            format puts one there.
     """
 
     name: str
     tokenizer: Tokenizer
     write: Callable[[Sequence[Message], bool], Iterator[Piece]]
     end_ids: frozenset[int]
+    default_system: str = ""
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> Rendered:
         """One conversation as ids.
@@ -166,16 +169,17 @@ def chat_format_of(tokenizer: Tokenizer, date: str = "26 Jul 2024") -> ChatForma
     name = name_of_format(tokenizer)
     marks = MARKS[name]
     check_control_tokens(tokenizer, name, marks.control_tokens)
+    default_system = default_system_in(tokenizer.chat_template)
     write: dict[str, Callable[[Sequence[Message], bool], Iterator[Piece]]] = {
         "Llama 3.1": partial(llama3, date=date),
         "Llama 3": partial(llama3, date=None),
-        "ChatML": partial(chatml, default_system=default_system_in(tokenizer.chat_template)),
+        "ChatML": partial(chatml, default_system=default_system),
         "Llama 2": llama2,
         "Zephyr": zephyr,
     }
     ids = tokenizer.control_ids
     end_ids = frozenset(ids[token] for token in marks.end_tokens if token in ids)
-    return ChatFormat(name, tokenizer, write[name], end_ids)
+    return ChatFormat(name, tokenizer, write[name], end_ids, default_system or "")
 
 
 def name_of_format(tokenizer: Tokenizer) -> str:

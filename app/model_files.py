@@ -1,0 +1,173 @@
+"""What a chat needs of a model besides its weights, and the adapters there are for it.
+
+Needs no PyTorch, so that a wrong name is told before it is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.chat_format import ChatFormat, chat_format_of
+from data.hub import fetch_model
+from data.tokenizer import Tokenizer
+from lora.choose_run import written_last
+from lora.config import CONFIG_FILE, BaseModel, find_adapter, read_config
+from lora.durable import verify_folder
+from lora.run_folder import CONFIG, RunFolder
+from model.config import LlamaConfig
+from model.generation_config import SamplingConfig, stop_ids
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model that is at hand, but for its weights.
+
+    Attributes:
+        name: what the user calls it.
+        folder: where it is, without links and detours: two names of one model have one folder.
+        config: its dimensions.
+        tokenizer: its vocabulary.
+        chat_format: how it wants conversations written.
+        sampling: how it wants tokens chosen.
+        stop_ids: what ends an answer.
+    """
+
+    name: str
+    folder: Path
+    config: LlamaConfig
+    tokenizer: Tokenizer
+    chat_format: ChatFormat
+    sampling: SamplingConfig
+    stop_ids: frozenset[int]
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self.config.max_position_embeddings
+
+
+def open_model(name: str) -> ModelFiles:
+    """The model of that name, downloaded if need be; see `fetch_model` for names.
+
+    Raises:
+        ValueError: if there is no such model, or one of its files is not what it should be.
+    """
+    folder = fetch_model(name).path.resolve()
+    config = LlamaConfig.from_folder(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    try:
+        chat_format = chat_format_of(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    stops = stop_ids(folder) | chat_format.end_ids
+    sampling = SamplingConfig.from_folder(folder)
+    return ModelFiles(name, folder, config, tokenizer, chat_format, sampling, stops)
+
+
+def check_base(adapter: Path, base: BaseModel, name: str, weights_hash: Callable[[], str]) -> None:
+    """Refuses an adapter that was trained on other weights, if it says on which.
+
+    Args:
+        adapter: its folder.
+        base: what it says of its base.
+        name: what the user calls the model at hand.
+        weights_hash: computes the hash of its weights, which takes seconds for a large one.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    if base.sha256 and base.sha256 != weights_hash():
+        raise ValueError(
+            f"{adapter}: was trained on other weights than {name} has; "
+            f"use its own base, {base.name or 'which it does not name'}"
+        )
+
+
+def check_checkpoint(adapter: Path) -> None:
+    """Refuses a checkpoint that is not what was written. Raises ValueError."""
+    if adapter.parent.name == "checkpoints":
+        verify_folder(adapter)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """An adapter to choose: a run's result, one of its checkpoints, or a folder that was named.
+
+    Attributes:
+        label: what the user sees.
+        folder: what `find_adapter` takes.
+        model: the name of its base model; None if nothing says.
+        revision: that model's commit on the Hub; None for a local one.
+    """
+
+    label: str
+    folder: Path
+    model: str | None
+    revision: str | None = None
+
+
+def tuned_in(runs: Path) -> list[Tuned]:
+    """The adapters of all runs in a folder: the newest run first, its result before checkpoints.
+
+    A run whose files cannot be read has none.
+    """
+    folders = [path.parent for path in runs.glob(f"*/{CONFIG}")]
+    found: list[Tuned] = []
+    for folder in sorted(folders, key=last_change, reverse=True):
+        run = RunFolder(folder, writes=False)
+        try:
+            config = run.saved_config()
+            steps = run.saved_steps()
+        except (ValueError, OSError):
+            continue
+        model, revision = config.get("model"), config.get("model_revision")
+        if not isinstance(model, str) or not isinstance(revision, str | None):
+            continue
+        if (run.adapter / CONFIG_FILE).is_file():
+            found.append(Tuned(folder.name, run.adapter, model, revision))
+        for step in reversed(steps):
+            label = f"{folder.name}, step {step:,}"
+            found.append(Tuned(label, run.checkpoint(step), model, revision))
+    return found
+
+
+def last_change(run: Path) -> float:
+    """When a run last did something; 0 if it has just been removed."""
+    try:
+        return written_last(run)
+    except OSError:
+        return 0
+
+
+def tuned_from(path: str) -> Tuned:
+    """The adapter, run or checkpoint in a folder that somebody named.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    folder = find_adapter(Path(os.path.expanduser(path)))
+    _, base = read_config(folder / CONFIG_FILE)
+    for run in (folder.parent, folder.parent.parent):  # of a result, and of a checkpoint
+        own = [tuned for tuned in tuned_in(run.parent) if same_folder(tuned.folder, folder)]
+        if own:
+            return Tuned(path, folder, own[0].model, own[0].revision)
+    return Tuned(path, folder, base.name, base.revision)
+
+
+def same_folder(one: Path, other: Path) -> bool:
+    """Whether two paths lead to the same place."""
+    return one.resolve() == other.resolve()
+
+
+def same_model(one: str, other: str | None) -> bool:
+    """Whether two names mean one model, in whatever revision."""
+    if other is None:
+        return False
+    names = (one.partition("@")[0], other.partition("@")[0])
+    if names[0] == names[1]:
+        return True
+    folders = [Path(os.path.expanduser(name)) for name in names]
+    return all(folder.is_dir() for folder in folders) and same_folder(*folders)
