@@ -1,7 +1,4 @@
-"""Talk to a model, with or without a LoRA adapter.
-
-    python chat.py ask "What is a LoRA adapter?" --model demo
-    python chat.py ask "And in one word?" --model unsloth/Llama-3.2-1B-Instruct --adapter ./mine
+"""One question on the terminal, and its answer.
 
 The answer streams to stdout, and nothing else does; how fast it was is told on stderr.
 """
@@ -9,7 +6,6 @@ The answer streams to stdout, and nothing else does; how fast it was is told on 
 from __future__ import annotations
 
 import dataclasses
-import io
 import sys
 import time
 from collections.abc import Iterator
@@ -17,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.chat_format import Message, chat_format_of
-from data.command_line import argument, option, parse, run_command
-from data.hub import fetch_model
+from app.model_files import ModelFiles, check_base, check_checkpoint, open_model
+from data.chat_format import Message
+from data.command_line import argument, option
 from data.tokenizer import Tokenizer
 from lora.config import CONFIG_FILE, find_adapter, read_config
-from model.config import LlamaConfig
-from model.generation_config import SamplingConfig, room_for, stop_ids
+from model.generation_config import SamplingConfig, room_for
 
 if TYPE_CHECKING:
     from model.llama import Llama
@@ -66,21 +61,16 @@ def ask(config: AskConfig) -> None:
     prompt = read_prompt(config)
     if config.adapter == "":
         raise ValueError("--adapter is empty; give a folder, or leave the flag out")
-    source = fetch_model(config.model)
-    llama = LlamaConfig.from_folder(source.path)
-    sampling = sampling_settings(config, source.path)
-    tokenizer = Tokenizer.from_folder(source.path)
-    try:
-        chat_format = chat_format_of(tokenizer)
-    except ValueError as error:
-        raise ValueError(f"{source.path}: {error}") from None
+    files = open_model(config.model)
+    sampling = sampling_settings(config, files.sampling)
     messages = [] if config.system is None else [Message("system", config.system)]
-    ids = chat_format.render([*messages, Message("user", prompt)], generation_prompt=True).ids
-    room = room_for(llama, ids, config.max_new_tokens)
-    stops = stop_ids(source.path) | chat_format.end_ids
+    messages.append(Message("user", prompt))
+    ids = files.chat_format.render(messages, generation_prompt=True).ids
+    room = room_for(files.config, ids, config.max_new_tokens)
     adapter = None if config.adapter is None else find_adapter(Path(config.adapter))
     if adapter:
         read_config(adapter / CONFIG_FILE)
+        check_checkpoint(adapter)
 
     # PyTorch takes a second to import, which nobody should wait for to be told of a mistake above.
     import torch
@@ -89,10 +79,10 @@ def ask(config: AskConfig) -> None:
     from model.sampling import Sampler
 
     try:
-        model = load(config, source.path, adapter)
+        model = load(config, files, adapter)
         started = time.perf_counter()
         sampler = Sampler(sampling, config.seed, model.lm_head.weight.device)
-        times = show(stream(model, ids, sampler, stops, room), tokenizer)
+        times = show(stream(model, ids, sampler, files.stop_ids, room), files.tokenizer)
     except torch.OutOfMemoryError:
         raise ValueError(
             f"{config.model} does not fit into the memory of the device; try a smaller model, "
@@ -119,11 +109,10 @@ def read_prompt(config: AskConfig) -> str:
     return prompt
 
 
-def sampling_settings(config: AskConfig, folder: Path) -> SamplingConfig:
+def sampling_settings(config: AskConfig, own: SamplingConfig) -> SamplingConfig:
     """The model's own settings, with those replaced that the user gave."""
     if not 0 <= config.seed < 2**63:
         raise ValueError(f"seed is {config.seed}; it must be 0 or more and below 2^63")
-    own = SamplingConfig.from_folder(folder)
     names = [field.name for field in dataclasses.fields(own)]
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     settings = dataclasses.replace(own, **given)
@@ -138,21 +127,17 @@ def sampling_settings(config: AskConfig, folder: Path) -> SamplingConfig:
     return settings
 
 
-def load(config: AskConfig, folder: Path, adapter: Path | None) -> Llama:
+def load(config: AskConfig, files: ModelFiles, adapter: Path | None) -> Llama:
     """The model, with the adapter in it if there is one."""
     from lora.adapter import load_adapter
     from model.device import choose_device, choose_dtype
     from model.weights import load_model, weights_sha256
 
     device = choose_device(config.device)
-    model = load_model(folder, choose_dtype(config.dtype, device), device)
+    model = load_model(files.folder, choose_dtype(config.dtype, device), device)
     if adapter:
         base = load_adapter(model, adapter)
-        if base.sha256 and base.sha256 != weights_sha256(folder):
-            raise ValueError(
-                f"{adapter}: was trained on other weights than {config.model} has; "
-                f"use its own base, {base.name or 'which it does not name'}"
-            )
+        check_base(adapter, base, files.name, lambda: weights_sha256(files.folder))
     return model
 
 
@@ -178,22 +163,3 @@ def speed(started: float, times: list[float], prompt_tokens: int, model: Llama) 
         f"{prompt_tokens} prompt tokens, first new one after {times[0] - started:.2f} s; "
         f"{len(times)} new, {rate:.1f} tokens/s ({where})"
     )
-
-
-def main(arguments: list[str]) -> int:
-    """Dispatches the command line; returns the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal without emoji shows ? instead
-            stream.reconfigure(errors="replace")
-    if arguments[:1] == ["ask"]:
-        config = parse(AskConfig, arguments[1:], "chat.py ask", "Streams the answer to a question.")
-        return run_command("chat.py", lambda: ask(config))
-    usage = __doc__.strip() + "\n\nFlags: python chat.py ask --help"
-    if arguments[:1] in (["-h"], ["--help"]):
-        return run_command("chat.py", lambda: print(usage, flush=True))
-    print(usage, file=sys.stderr)
-    return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -13,7 +13,14 @@ from model.config import LlamaConfig
 from model.llama import Llama
 
 # Their fixtures are for the tests of one subject each.
-pytest_plugins = ["hub_client", "hub_templates", "small_runs"]
+pytest_plugins = [
+    "browser",
+    "demo_runs",
+    "hub_client",
+    "hub_templates",
+    "small_runs",
+    "chat_places",
+]
 ROOT = Path(__file__).parents[1]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

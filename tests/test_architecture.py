@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "model": set(),
     "lora": set(),
     "data": set(),
-    "chat": {"model", "lora", "data"},
+    "app": {"model", "lora", "data"},
+    "chat": {"app", "data", "model"},
     "run": {"model", "lora", "data"},
     "train": {"model", "lora", "data", "run"},
 }

@@ -162,8 +162,3 @@ def test_a_real_model_answers_from_a_folder_and_from_the_hub(assets, tmp_path):
     assert from_hub.stdout == "The capital of France is Paris.\n", from_hub.stderr
     cached = ask(*flags, "someone/SmolLM2@main", env=env | {"HF_HUB_OFFLINE": "1"})
     assert cached.stdout == "The capital of France is Paris.\n", cached.stderr
-
-
-def test_without_a_command_it_says_what_there_is():
-    done = subprocess.run([sys.executable, str(ROOT / "chat.py")], capture_output=True, text=True)
-    assert done.returncode == 2 and "python chat.py ask" in done.stderr

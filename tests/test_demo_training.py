@@ -13,7 +13,7 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from random import Random
@@ -22,6 +22,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import ROOT
+from demo_runs import DemoRun
 
 from data.chat_format import ChatFormat, Message, chat_format_of
 from data.tokenizer import Tokenizer
@@ -45,19 +46,11 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda seed: f"seed {seed}")
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    folder = tmp_path_factory.mktemp("demo") / "run"
-    command = ["train.py", "--demo", "--lr", "2e-4", "--seed", str(request.param)]
-    done = subprocess.run(
-        [sys.executable, *command, "--output", str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+def trained(request: pytest.FixtureRequest, demo_run: Callable[[int], DemoRun]) -> Trained:
+    folder, output = demo_run(request.param)
     model = load_model(DEMO, torch.float32)
     load_adapter(model, folder / "adapter")
-    return Trained(folder, done.stdout, model)
+    return Trained(folder, output, model)
 
 
 @pytest.fixture(scope="module")

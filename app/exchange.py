@@ -1,0 +1,171 @@
+"""How an exchange looks: the question, its answers, what is known of them, what can be done."""
+
+from __future__ import annotations
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from app.conversation import Answer, Conversation, Exchange
+from app.model_files import ModelFiles
+from app.safe_markdown import safe_markdown
+from app.voice import open_once
+
+HOW_IT_ENDED = {
+    "writing": "",
+    "done": "",
+    "cut": "reached the longest answer",
+    "stopped": "stopped",
+    "failed": "failed",
+}
+
+
+def draw_question(exchange: Exchange) -> None:
+    """What the user said."""
+    with st.chat_message("user"):
+        st.markdown(safe_markdown(exchange.question), anchors=False)
+
+
+def draw_answers(
+    exchange: Exchange,
+    conversation: Conversation,
+    opened: dict[str, ModelFiles],
+    is_busy: bool,
+) -> None:
+    """The answers, side by side if there are two, each with what can be done to it.
+
+    Args:
+        exchange: the exchange.
+        conversation: that it belongs to.
+        opened: the models that were opened so far.
+        is_busy: whether another answer is about to be written, which a click would interrupt.
+    """
+    is_last = exchange is conversation.exchanges[-1]
+    for answer, place in zip(exchange.answers, columns(len(exchange.answers)), strict=True):
+        with place:
+            if exchange.base_answer is not None:
+                st.caption(safe_markdown(f"**{answer.by}**"))
+            if answer.text:
+                st.markdown(safe_markdown(answer.text), anchors=False)
+            if answer.trouble:
+                st.error(safe_markdown(answer.trouble), icon=":material/error:")
+            st.caption(safe_markdown(notes(answer)))
+            with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+                draw_tools(answer, opened, is_busy)
+                if is_last and answer is exchange.answer:
+                    draw_last_tools(exchange, conversation, is_busy)
+
+
+def columns(count: int) -> list[DeltaGenerator]:
+    """Places for so many answers to one question."""
+    message = st.chat_message("assistant")
+    return [message] if count == 1 else list(message.columns(count, gap="medium"))
+
+
+def writing_places(count: int, labels: list[str]) -> list[DeltaGenerator]:
+    """Empty places for answers that are about to be written."""
+    places = []
+    for place, label in zip(columns(count), labels, strict=True):
+        with place:
+            if count > 1:
+                st.caption(safe_markdown(f"**{label}**"))
+            places.append(st.empty())
+    return places
+
+
+def notes(answer: Answer) -> str:
+    """What is to be known of an answer, in one line."""
+    parts = []
+    if answer.tokens:
+        parts.append(f"{answer.tokens:,} tokens")
+    if answer.tokens > 1 and answer.seconds:
+        parts.append(f"{(answer.tokens - 1) / answer.seconds:,.0f} tokens/s")
+        parts.append(f"the first after {answer.to_first:.2f} s")
+    if not answer.with_history:
+        parts.append("answered without history")
+    if answer.left_out:
+        oldest = "exchange" if answer.left_out == 1 else f"{answer.left_out} exchanges"
+        parts.append(f"the oldest {oldest} had no room and {was(answer.left_out)} left out")
+    if HOW_IT_ENDED[answer.state]:
+        parts.append(HOW_IT_ENDED[answer.state])
+    if answer.is_corrected:
+        parts.append("corrected by hand")
+    return " · ".join(parts)
+
+
+def was(count: int) -> str:
+    """The verb for so many."""
+    return "was" if count == 1 else "were"
+
+
+def draw_tools(answer: Answer, opened: dict[str, ModelFiles], is_busy: bool) -> None:
+    """What can be done to any answer."""
+
+    def rate() -> None:
+        answer.rating = st.session_state[f"rating {answer.key}"]
+
+    st.feedback(
+        "thumbs",
+        key=f"rating {answer.key}",
+        default=answer.rating,
+        on_change=rate,
+        disabled=is_busy,
+    )
+    if st.button("Correct", key=f"correct {answer.key}", type="tertiary", disabled=is_busy):
+        correct(answer)
+    is_unknown = not answer.saw
+    if st.button(
+        "What the model saw",
+        key=f"saw {answer.key}",
+        type="tertiary",
+        disabled=is_busy or is_unknown,
+    ):
+        what_it_saw(answer, opened)
+
+
+def draw_last_tools(exchange: Exchange, conversation: Conversation, is_busy: bool) -> None:
+    """What can be done to the last exchange."""
+    st.button(
+        "Answer again",
+        key=f"again {exchange.key}",
+        type="tertiary",
+        disabled=is_busy,
+        on_click=conversation.ask_again,
+        args=(exchange.question,),
+    )
+    if st.button("Edit message", key=f"edit {exchange.key}", type="tertiary", disabled=is_busy):
+        edit(exchange, conversation)
+
+
+@st.dialog("Correct this answer", width="large")
+def correct(answer: Answer) -> None:
+    """Lets a person write the answer as it should be."""
+    with st.form("correction", border=False):
+        text = st.text_area("The answer as it should be", answer.text, height=240)
+        if st.form_submit_button("Save", type="primary"):
+            if text.strip():
+                answer.correct(text)
+                st.rerun()
+            st.warning("An answer cannot be empty.")
+
+
+@st.dialog("Edit your message", width="large")
+def edit(exchange: Exchange, conversation: Conversation) -> None:
+    """Lets the user say the last message differently, which is then answered anew."""
+    with st.form("edit", border=False):
+        text = st.text_area("Your message", exchange.question, height=160)
+        if st.form_submit_button("Send", type="primary"):
+            if text.strip():
+                conversation.ask_again(text)
+                st.rerun()
+            st.warning("A message cannot be empty.")
+
+
+@st.dialog("What the model saw", width="large")
+def what_it_saw(answer: Answer, opened: dict[str, ModelFiles]) -> None:
+    """Shows the prompt of an answer, token by token."""
+    from app.saw import show_what_it_saw
+
+    try:
+        show_what_it_saw(open_once(answer.model, opened), answer)
+    except (ValueError, OSError) as error:
+        st.error(safe_markdown(str(error)))

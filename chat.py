@@ -1,0 +1,96 @@
+"""Talk to a model, with or without a LoRA adapter.
+
+    python chat.py                                    the chat page, in the browser
+    python chat.py --adapter runs/demo-demo           beginning with that adapter
+    python chat.py ask "What is a LoRA adapter?" --model demo
+
+`streamlit run chat.py -- --adapter runs/demo-demo` is the same page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import sys
+from dataclasses import dataclass
+
+from app.ask import AskConfig, ask
+from app.model_files import open_model, tuned_from
+from app.page_config import PUBLIC_WARNING, PageConfig, is_public
+from data.command_line import option, parse, run_command
+
+
+@dataclass(frozen=True)
+class ServerConfig(PageConfig):
+    """The page, and where it is served."""
+
+    address: str = option("127.0.0.1", "0.0.0.0 lets everybody in who can reach this machine")
+    port: int = option(8501, "of the page's address")
+
+
+def serve(config: ServerConfig) -> None:
+    """Becomes the Streamlit server of the page; the other settings are in .streamlit/."""
+    check(config)
+    if is_public(config.address):
+        print(f"chat.py: {PUBLIC_WARNING.format(config.address)}", file=sys.stderr, flush=True)
+    server = {"server.address": config.address, "server.port": config.port}
+    command = [sys.executable, "-m", "streamlit", "run", __file__]
+    command += [f"--{name}={value}" for name, value in server.items()]
+    page = {field.name: getattr(config, field.name) for field in dataclasses.fields(PageConfig)}
+    command += ["--", *(f"--{name}={value}" for name, value in page.items() if value is not None)]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+def check(config: ServerConfig) -> None:
+    """Refuses what the page could only refuse later. Raises ValueError."""
+    if not 0 < config.port < 2**16:
+        raise ValueError(f"port is {config.port}; it must be from 1 to 65535")
+    if config.adapter is not None:
+        tuned_from(config.adapter)
+    if config.model is not None:
+        open_model(config.model)
+    if (config.device, config.dtype) != ("auto", "auto"):
+        from model.device import choose_device, choose_dtype
+
+        choose_dtype(config.dtype, choose_device(config.device))
+
+
+def show_page(arguments: list[str]) -> None:
+    """Draws the page once, as Streamlit does at every click."""
+    from app.pages import show_pages, show_refusal
+
+    program = "streamlit run chat.py --"
+    try:
+        show_pages(parse(PageConfig, arguments, program, "The chat page."))
+    except SystemExit:
+        show_refusal()
+
+
+def is_served() -> bool:
+    """Whether Streamlit executes this file, to draw the page."""
+    runner = sys.modules.get("streamlit.runtime.scriptrunner")
+    return runner is not None and runner.get_script_run_ctx(suppress_warning=True) is not None
+
+
+def main(arguments: list[str]) -> int:
+    """Dispatches the command line; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without emoji shows ? instead
+            stream.reconfigure(errors="replace")
+    if arguments[:1] == ["ask"]:
+        question = parse(
+            AskConfig, arguments[1:], "chat.py ask", "Streams the answer to a question."
+        )
+        return run_command("chat.py", lambda: ask(question))
+    about = "Serves the chat page; see also: python chat.py ask --help"
+    page = parse(ServerConfig, arguments, "chat.py", about)
+    return run_command("chat.py", lambda: serve(page))
+
+
+if __name__ == "__main__":
+    if is_served():
+        show_page(sys.argv[1:])
+    else:
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,318 @@
+"""The chat page, without a browser: every control of it, and what visitors share.
+
+Seen to fail when a stopped answer was dropped, when the switch left the system prompt out, when an
+error left the question waiting, and when the conversation held the engine's objects.
+Takes a minute.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import streamlit as st
+import torch
+from chat_places import Place, write_adapter
+from conftest import ROOT
+from streamlit.testing.v1 import AppTest
+
+import app.conversation
+import app.engine
+import app.writing
+from app.chat_page import engine_of
+from app.conversation import Answer, Conversation
+from data.chat_format import Message
+
+
+@pytest.fixture(autouse=True)
+def fresh_server() -> Iterator[None]:
+    """What visitors share is each test's own."""
+    st.cache_resource.clear()
+    yield
+    st.cache_resource.clear()
+
+
+@pytest.fixture
+def visit(chat_place: Place, monkeypatch: pytest.MonkeyPatch):
+    """Opens the page of a place, as one more visitor."""
+
+    def open_page(*flags: str, place: Place = chat_place) -> AppTest:
+        runs = str(place.folder / "runs")
+        given = ["--model", str(place.files.folder), "--runs", runs, "--dtype", "fp32", *flags]
+        monkeypatch.setattr(sys, "argv", ["chat.py", *given])
+        page = AppTest.from_file(str(ROOT / "chat.py"), default_timeout=60).run()
+        assert not page.exception
+        if not page.error:
+            page.slider(key=f"longest answer of {place.files.folder}").set_value(8)
+        return page
+
+    return open_page
+
+
+def say(page: AppTest, text: str) -> Answer:
+    """Sends a message; the answer to it."""
+    page.chat_input[0].set_value(text).run()
+    assert not page.exception
+    return conversation_of(page).exchanges[-1].answer
+
+
+def conversation_of(page: AppTest) -> Conversation:
+    return page.session_state["conversation"]
+
+
+def contents(answer: Answer) -> list[str]:
+    return [message.content for message in answer.saw]
+
+
+def texts(page: AppTest) -> str:
+    """All that stands on the page."""
+    elements = [*page.markdown, *page.caption, *page.error, *page.text]
+    return "\n".join(element.value for element in elements)
+
+
+def test_a_message_is_answered_below_it(visit):
+    page = visit()
+    answer = say(page, "hello there")
+    assert answer.state in ("done", "cut") and answer.text and answer.tokens
+    assert [message.name for message in page.chat_message] == ["user", "assistant"]
+    assert f"{answer.tokens} tokens" in texts(page) and "tokens/s" in texts(page)
+    assert not page.button(key=f"saw {answer.key}").disabled
+
+
+def test_the_newest_adapter_is_offered_first_and_base_only_last(visit, own_place):
+    write_adapter(own_place.files.folder, own_place.folder / "runs" / "three" / "adapter", 5)
+    config = (own_place.folder / "runs" / "one" / "config.json").read_text()
+    (own_place.folder / "runs" / "three" / "config.json").write_text(config)
+    page = visit(place=own_place)
+    assert page.selectbox[1].options == ["three", "two", "one", "base only"]
+    assert say(page, "hello").by == "three"
+    page.selectbox[1].set_value("base only").run()
+    assert say(page, "hello").by == "base only"
+
+
+def test_the_switch_decides_what_the_next_answer_knows(visit):
+    page = visit()
+    page.text_area(key="system").set_value("Be brief.").run()
+    first = say(page, "one")
+    assert contents(say(page, "two")) == ["Be brief.", "one", first.text, "two"]
+    page.toggle(key="with_history").set_value(False).run()
+    without = say(page, "three")
+    assert contents(without) == ["Be brief.", "three"]
+    assert texts(page).count("answered without history") == 1
+    fresh = visit()
+    fresh.text_area(key="system").set_value("Be brief.").run()
+    alone = say(fresh, "three")
+    assert (alone.saw, alone.prompt_tokens, alone.text) == (
+        without.saw,
+        without.prompt_tokens,
+        without.text,
+    )
+    page.toggle(key="with_history").set_value(True).run()
+    assert {"one", "three"} < set(contents(say(page, "four"))), "an answer of either kind counts"
+    assert len(conversation_of(page).exchanges) == 4
+
+
+def test_history_that_has_no_room_is_left_out_and_counted(visit, own_place):
+    config = own_place.files.folder / "config.json"
+    config.write_text(config.read_text().replace("131072", "256"))
+    page = visit(place=own_place)
+    for number in range(6):
+        answer = say(page, f"this is message number {number}")
+    assert answer.left_out > 0
+    assert f"oldest {answer.left_out} exchanges had no room and were left out" in texts(page)
+    refused = say(page, "much too long " * 100)
+    assert refused.state == "failed" and "248 fit beside" in refused.trouble
+    assert say(page, "short").text
+
+
+def test_an_answer_can_be_given_again(visit):
+    page = visit()
+    page.slider(key=f"temperature of {page_folder(page)}").set_value(1.0).run()
+    first = say(page, "hello there")
+    exchange = conversation_of(page).exchanges[-1]
+    page.button(key=f"again {exchange.key}").click().run()
+    again = conversation_of(page).exchanges[-1].answer
+    assert len(conversation_of(page).exchanges) == 1 and again.text != first.text
+
+
+def page_folder(page: AppTest) -> str:
+    """The model's folder, as it stands in the keys of the sliders."""
+    [key] = [s.key for s in page.slider if s.key.startswith("temperature of ")]
+    return key.removeprefix("temperature of ")
+
+
+def test_base_and_tuned_answer_side_by_side(visit):
+    page = visit()
+    page.toggle(key="compares").set_value(True).run()
+    say(page, "hello there")
+    exchange = conversation_of(page).exchanges[-1]
+    assert exchange.answer.by in ("one", "two") and exchange.base_answer.by == "base only"
+    assert exchange.answer.text != exchange.base_answer.text
+    page.selectbox[1].set_value("base only").run()
+    assert page.toggle(key="compares").disabled
+    say(page, "hello there")
+    assert conversation_of(page).exchanges[-1].base_answer is None
+
+
+def test_clear_forgets_the_conversation(visit):
+    page = visit()
+    say(page, "hello")
+    [clear] = [button for button in page.button if button.label == "Clear the chat"]
+    clear.click().run()
+    assert not conversation_of(page).exchanges and not page.chat_message
+
+
+def test_what_the_model_saw_opens(visit):
+    page = visit()
+    answer = say(page, "hello")
+    page.button(key=f"saw {answer.key}").click().run()
+    assert not page.exception
+    assert "What the model saw" in str(page)
+
+
+def test_visitors_share_one_model_and_nothing_else(visit, monkeypatch):
+    loads = []
+    load = app.engine.load_model
+    monkeypatch.setattr(app.engine, "load_model", lambda *args: loads.append(args) or load(*args))
+    pages = [visit() for _ in range(5)]
+    pages[0].selectbox[1].set_value("one").run()
+    pages[1].selectbox[1].set_value("base only").run()
+    pages[2].toggle(key="with_history").set_value(False).run()
+    pages[3].text_area(key="system").set_value("Be brief.").run()
+    for page in pages:
+        say(page, "hello")
+    for page in pages:
+        page.run()
+    assert len(loads) == 1
+    said = [conversation_of(page).exchanges[-1].answer for page in pages]
+    assert [answer.by for answer in said] == ["one", "base only", "two", "two", "two"]
+    assert [answer.with_history for answer in said] == [True, True, False, True, True]
+    assert [len(answer.saw) for answer in said] == [1, 1, 1, 2, 1]
+    assert said[2].text == said[4].text and len({answer.text for answer in said}) == 4
+
+
+def test_an_interrupted_answer_stays_and_frees_its_turn(visit, monkeypatch):
+    """As when another run of the page, or its end, breaks into the one that writes."""
+    stop_after = 3
+
+    follow = app.writing.follow
+
+    def broken_off(pieces, answers, clock, update):
+        def some():
+            for count, piece in enumerate(pieces):
+                if count == stop_after:
+                    st.stop()
+                yield piece
+
+        follow(some(), answers, clock, update)
+
+    page = visit()
+    with monkeypatch.context() as patch:
+        patch.setattr(app.writing, "follow", broken_off)
+        page.chat_input[0].set_value("hello there").run()
+    engine = engine_of("auto", "fp32")
+    assert not engine.turns.line
+    page.run()
+    [exchange] = conversation_of(page).exchanges
+    assert exchange.answer.state == "stopped" and exchange.answer.tokens == stop_after
+    assert "stopped" in texts(page)
+    answer = say(page, "go on")
+    assert contents(answer) == ["hello there", exchange.answer.text, "go on"]
+
+
+def test_a_deleted_run_is_a_sentence_and_the_question_waits_for_another(visit, own_place):
+    page = visit(place=own_place)
+    say(page, "hello")
+    shutil.rmtree(own_place.folder / "runs" / "two")
+    assert say(page, "hello again") is None
+    assert "there is no such adapter" in page.error[0].value
+    page.selectbox[1].set_value("one").run()
+    assert conversation_of(page).exchanges[-1].answer.text and not page.error
+
+
+def test_a_deleted_model_is_a_sentence_and_the_next_message_works(visit, own_place):
+    page = visit(place=own_place)
+    say(page, "hello")
+    shutil.rmtree(own_place.files.folder)
+    assert "neither model.safetensors" in say(page, "hello").trouble
+    assert "neither model.safetensors" in page.error[0].value
+    page.selectbox[0].set_value("demo").run()
+    assert say(page, "hello").text
+
+
+def test_lack_of_memory_is_a_sentence_and_the_next_message_works(visit, monkeypatch):
+    page = visit()
+    say(page, "hello")
+
+    def fails(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(app.engine, "stream", fails)
+        assert "not enough memory" in say(page, "hello").trouble
+    assert "not enough memory" in texts(page)
+    assert say(page, "hello").text
+
+
+def test_a_model_that_is_not_there_is_a_sentence(visit):
+    page = visit("--model", "./nowhere")
+    assert "no folder at nowhere" in page.error[0].value
+    page.selectbox[0].set_value("demo").run()
+    assert not page.error
+    assert say(page, "hello").text
+
+
+def test_markup_in_a_chat_is_text(visit):
+    page = visit()
+    say(page, "<b>bold</b> ![x](http://example.org/x.png)")
+    shown = [element.value for element in page.markdown if "bold" in element.value]
+    assert shown and all("\\<b>" in text and "![x]" not in text for text in shown)
+
+
+def walk(thing: Any, seen: set[int]) -> Iterator[Any]:
+    """Everything that hangs on a session's own objects."""
+    if id(thing) in seen or isinstance(thing, type | str | bytes | int | float):
+        return
+    seen.add(id(thing))
+    yield thing
+    if isinstance(thing, dict):
+        inner = [*thing.keys(), *thing.values()]
+    elif isinstance(thing, list | tuple | set | frozenset):
+        inner = list(thing)
+    else:
+        inner = list(vars(thing).values()) if hasattr(thing, "__dict__") else []
+    for part in inner:
+        yield from walk(part, seen)
+
+
+def resident_bytes() -> int:
+    """How much memory this process has in use now."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
+
+
+def test_sessions_hold_no_tensors_and_do_not_grow(visit, monkeypatch):
+    """500 turns in 20 sessions: no more than 1 MB for 100 turns once all have begun."""
+    monkeypatch.setattr(app.conversation, "MOST_EXCHANGES", 4)
+    pages, sizes = [visit() for _ in range(20)], []
+    for turn in range(25):
+        for page in pages:
+            say(page, f"message {turn}")
+        if turn >= 9:
+            gc.collect()
+            sizes.append(resident_bytes())
+    for page in pages:
+        state = {key: page.session_state[key] for key in page.session_state}
+        found = [type(thing) for thing in walk(state, set())]
+        assert Conversation in found and Message in found
+        assert not any(issubclass(kind, torch.Tensor | torch.nn.Module) for kind in found)
+        assert not any(kind.__module__ in ("app.engine", "model.cache") for kind in found)
+    turns = 20 * (len(sizes) - 1)
+    print(sizes)
+    assert (min(sizes[-3:]) - min(sizes[:3])) / turns * 100 <= 2**20
