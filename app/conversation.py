@@ -35,7 +35,6 @@ class Answer:
         text: what has been written so far.
         state: how far it is.
         trouble: what went wrong, if something did.
-        prompt_tokens: how many tokens it was given.
         tokens: how many it has.
         to_first: seconds until the first of them.
         seconds: from the first of them to the last.
@@ -53,7 +52,6 @@ class Answer:
     text: str = ""
     state: State = "writing"
     trouble: str = ""
-    prompt_tokens: int = 0
     tokens: int = 0
     to_first: float = 0.0
     seconds: float = 0.0

@@ -50,7 +50,9 @@ def draw_answers(
                 st.error(safe_markdown(answer.trouble), icon=":material/error:")
             st.caption(safe_markdown(notes(answer)))
             with st.container(horizontal=True, gap="small", vertical_alignment="center"):
-                draw_tools(answer, opened, is_busy)
+                if answer is exchange.answer:
+                    draw_judgement(answer, is_busy)
+                draw_saw(answer, opened, is_busy)
                 if is_last and answer is exchange.answer:
                     draw_last_tools(exchange, conversation, is_busy)
 
@@ -97,8 +99,8 @@ def was(count: int) -> str:
     return "was" if count == 1 else "were"
 
 
-def draw_tools(answer: Answer, opened: dict[str, ModelFiles], is_busy: bool) -> None:
-    """What can be done to any answer."""
+def draw_judgement(answer: Answer, is_busy: bool) -> None:
+    """What says whether an answer is to be learnt from."""
 
     def rate() -> None:
         answer.rating = st.session_state[f"rating {answer.key}"]
@@ -112,13 +114,13 @@ def draw_tools(answer: Answer, opened: dict[str, ModelFiles], is_busy: bool) -> 
     )
     if st.button("Correct", key=f"correct {answer.key}", type="tertiary", disabled=is_busy):
         correct(answer)
-    is_unknown = not answer.saw
-    if st.button(
-        "What the model saw",
-        key=f"saw {answer.key}",
-        type="tertiary",
-        disabled=is_busy or is_unknown,
-    ):
+
+
+def draw_saw(answer: Answer, opened: dict[str, ModelFiles], is_busy: bool) -> None:
+    """What opens the prompt of an answer, if it got so far as to have one."""
+    key = f"saw {answer.key}"
+    is_closed = is_busy or not answer.saw
+    if st.button("What the model saw", key=key, type="tertiary", disabled=is_closed):
         what_it_saw(answer, opened)
 
 

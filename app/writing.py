@@ -33,45 +33,47 @@ def begin(
     Raises:
         ValueError: if the question has no room in the model's context.
     """
+    voices = [voice]
+    if compares and voice.adapter is not None:
+        voices.append(Voice(voice.files, None, BASE_ONLY))
+    begun = [begin_one(conversation, each, settings, with_history) for each in voices]
+    answers = [answer for answer, _ in begun]
+    exchange = conversation.exchanges[-1]
+    exchange.answer, exchange.base_answer = answers[0], answers[1] if answers[1:] else None
+    return [request for _, request in begun]
+
+
+def begin_one(
+    conversation: Conversation, voice: Voice, settings: Settings, with_history: bool
+) -> tuple[Answer, Request]:
+    """An empty answer by one voice, and the request for it. Raises ValueError as `begin` does."""
     from app.engine import Request
 
     exchange = conversation.exchanges[-1]
-    sides = [(voice.adapter, voice.label, voice.adapter is None)]
-    if compares and voice.adapter is not None:
-        sides.append((None, BASE_ONLY, True))
-    answers, requests = [], []
-    for adapter, label, is_base in sides:
-        prompt = prompt_that_fits(
-            voice.files.chat_format,
-            settings.system,
-            conversation.history(is_base) if with_history else [],
-            exchange.message,
-            voice.files.context - settings.max_new_tokens,
-        )
-        answers.append(
-            Answer(
-                by=label,
-                model=voice.files.name,
-                saw=prompt.messages,
-                with_history=with_history,
-                left_out=prompt.left_out,
-                prompt_tokens=len(prompt.ids),
-            )
-        )
-        requests.append(
-            Request(
-                files=voice.files,
-                adapter=adapter,
-                ids=prompt.ids,
-                sampling=settings.sampling,
-                seed=settings.seed + exchange.attempt,
-                max_new_tokens=settings.max_new_tokens,
-                conversation=conversation.key if with_history else None,
-            )
-        )
-    exchange.answer = answers[0]
-    exchange.base_answer = answers[1] if len(answers) > 1 else None
-    return requests
+    prompt = prompt_that_fits(
+        voice.files.chat_format,
+        settings.system,
+        conversation.history(by_base=voice.adapter is None) if with_history else [],
+        exchange.message,
+        voice.files.context - settings.max_new_tokens,
+    )
+    answer = Answer(
+        by=voice.label,
+        model=voice.files.name,
+        saw=prompt.messages,
+        with_history=with_history,
+        left_out=prompt.left_out,
+    )
+    request = Request(
+        files=voice.files,
+        adapter=voice.adapter,
+        ids=prompt.ids,
+        sampling=settings.sampling,
+        seed=settings.seed + exchange.attempt,
+        max_new_tokens=settings.max_new_tokens,
+        conversation=conversation.key if with_history else None,
+    )
+    return answer, request
 
 
 def fail(exchange: Exchange, label: str, reason: str) -> None:

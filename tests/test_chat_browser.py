@@ -107,6 +107,7 @@ def test_with_history_the_name_comes_back_and_without_it_does_not(chat: Seen):
     assert "Maja" not in say(chat, "What is my name?")
     expect(chat.page.get_by_text("answered without history")).to_have_count(1)
     expect(messages(chat)).to_have_count(6)
+    take_picture(chat, "chat")
     flip(chat, "Use chat history")
     assert "Maja" in say(chat, "What is my name?")
     expect(chat.page.get_by_text("answered without history")).to_have_count(1)
@@ -233,7 +234,7 @@ def test_the_runs_are_drawn(chat: Seen):
     chat.page.get_by_role("link", name="Runs").click()
     charts = chat.page.get_by_test_id("stVegaLiteChart")
     expect(charts.first.locator("canvas, svg").first).to_be_visible(timeout=30_000)
-    assert charts.count() >= 4
+    expect(charts.nth(4)).to_be_attached(timeout=30_000)
     take_picture(chat, "runs")
     chat.page.get_by_role("link", name="Chat").click()
     expect(messages(chat)).to_have_count(2)
