@@ -89,7 +89,7 @@ def choose_settings(files: ModelFiles) -> Settings:
         for control in CONTROLS:
             value = draw(control, files, is_greedy=sampling.temperature == 0)
             sampling = dataclasses.replace(sampling, **{control.name: value})
-        longest = files.context // 2
+        longest = max(2, files.context // 2)
         max_new_tokens = st.slider(
             "Longest answer",
             1,

@@ -98,7 +98,8 @@ def pinned(name: str, chosen: Tuned) -> str:
 
 def open_once(name: str, opened: dict[str, ModelFiles]) -> ModelFiles:
     """The model of that name, opened when it is first chosen; with its downloads on the page."""
-    if name not in opened:
+    files = opened.get(name)
+    if files is None:
         place = st.empty()
 
         def show(file: str, done: float, total: float) -> None:
@@ -108,8 +109,8 @@ def open_once(name: str, opened: dict[str, ModelFiles]) -> ModelFiles:
 
         place.caption("Opening the model …")
         with download_bars(show):
-            opened[name] = open_model(name)
+            files = opened[name] = open_model(name)
         place.empty()
         for forgotten in list(opened)[:-MOST_OPEN]:
             opened.pop(forgotten, None)
-    return opened[name]
+    return files

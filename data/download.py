@@ -15,6 +15,7 @@ a token. So its log is silenced here, and every message is made of our own words
 from __future__ import annotations
 
 import hashlib
+import io
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -260,6 +261,9 @@ def download_bars(show: Callable[[str, float, float], None]) -> Iterator[None]:
 
     class Bar(tqdm):
         monitor_interval = 0  # else another thread would call it, too
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs | {"file": io.StringIO()})
 
         def display(self, *args: Any, **kwargs: Any) -> None:
             show(self.desc.removesuffix(": "), self.n, self.total or 0)

@@ -5,6 +5,7 @@ With the real huggingface_hub client against the small Hub of hub_server.py; 10 
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -41,6 +42,24 @@ def test_only_the_needed_files_are_downloaded(server, models, tmp_path):
     assert again.files == result.files
     assert again.stderr == ""
     assert not server.asked_for("/resolve/", "HEAD") + server.asked_for("/resolve/")
+
+
+def test_whoever_asks_is_told_how_far_a_download_is(server, models, tmp_path):
+    """Nothing goes to stderr then. Seen to fail when the client kept its own bars."""
+    setup = """
+from data.download import download_bars
+told = []
+context = download_bars(lambda *how_far: told.append(how_far))
+context.__enter__()
+import atexit
+atexit.register(lambda: print("TOLD", json.dumps(told), file=sys.stderr))
+"""
+    [result] = fetch(server, tmp_path, "lab/whole", setup=setup)
+    others, _, told = result.stderr.partition("TOLD ")
+    last = {name: (done, total) for name, done, total in json.loads(told)}
+    size = (models["lab/whole"] / WEIGHTS).stat().st_size
+    assert last[WEIGHTS] == (size, size) and set(SMALL) < set(last)
+    assert others == "", "a bar of the client's own"
 
 
 def test_ids_revisions_shards_and_old_names_are_found(server, models, tmp_path):
