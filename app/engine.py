@@ -9,6 +9,7 @@ shares with the one before it is then not computed again.
 from __future__ import annotations
 
 import gc
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
@@ -31,6 +32,7 @@ from model.sampling import Sampler
 from model.weights import files_of_tensors, load_model, weights_sha256
 
 CACHE_BYTES = 2**30  # of all caches together that are kept between turns
+CACHE_BLOCK = 2048  # tokens: a conversation's cache grows by this much, and so is seldom moved
 
 Stamp = tuple[tuple[str, int, int], ...]
 CacheName = tuple[str, Stamp, Stamp]
@@ -198,9 +200,7 @@ class Engine:
         ids = request.ids
         room = room_for(model.config, ids, request.max_new_tokens)
         name = self.cache_name(request)
-        cache = self.caches.pop(name, None) if name else None
-        cache = cache or new_cache(model, 1, len(ids) + room)
-        cache.grow(len(ids) + room)
+        cache = self.take_cache(name, model, len(ids) + room)
         try:
             known = common_prefix(cache.tokens[0], ids)
             for end in range(known + PREFILL_TOKENS, len(ids), PREFILL_TOKENS):
@@ -224,6 +224,16 @@ class Engine:
             return None
         adapter = () if request.adapter is None else self.adapter_stamp
         return request.conversation, self.model_stamp, adapter
+
+    def take_cache(self, name: CacheName | None, model: Llama, tokens: int) -> KVCache:
+        """The cache that is kept under a name, or a new one; with room for so many tokens."""
+        if name is None:
+            return new_cache(model, 1, tokens)
+        blocks = math.ceil(tokens / CACHE_BLOCK)
+        capacity = min(blocks * CACHE_BLOCK, model.config.max_position_embeddings)
+        cache = self.caches.pop(name, None) or new_cache(model, 1, capacity)
+        cache.grow(capacity)
+        return cache
 
     def keep(self, name: CacheName, cache: KVCache) -> None:
         """Keeps a cache for the next turn; those not used for longest make room for it."""
