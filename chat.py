@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import socket
 import sys
 from dataclasses import dataclass
 
@@ -47,6 +48,13 @@ def check(config: ServerConfig) -> None:
     """Refuses what the page could only refuse later. Raises ValueError."""
     if not 0 < config.port < 2**16:
         raise ValueError(f"port is {config.port}; it must be from 1 to 65535")
+    try:
+        socket.getaddrinfo(config.address, config.port)
+    except OSError as error:
+        raise ValueError(
+            f"address is {config.address!r}, which cannot be served on ({error.strerror}); "
+            "leave it out, or use 0.0.0.0"
+        ) from None
     if config.adapter is not None:
         tuned_from(config.adapter)
     if config.model is not None:
@@ -61,11 +69,12 @@ def show_page(arguments: list[str]) -> None:
     """Draws the page once, as Streamlit does at every click."""
     from app.pages import show_pages, show_refusal
 
-    program = "streamlit run chat.py --"
     try:
-        show_pages(parse(PageConfig, arguments, program, "The chat page."))
+        config = parse(PageConfig, arguments, "streamlit run chat.py --", "The chat page.")
     except SystemExit:
         show_refusal()
+    else:
+        show_pages(config)
 
 
 def is_served() -> bool:

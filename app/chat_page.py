@@ -7,25 +7,24 @@ stays, marked as stopped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
-from app.conversation import Conversation, as_jsonl, not_learnt
-from app.exchange import draw_answers, draw_question, writing_places
+from app.conversation import Conversation
+from app.exchange import LONGEST_MESSAGE, draw_answers, draw_question, writing_places
 from app.model_files import ModelFiles
 from app.page_config import PageConfig
 from app.safe_markdown import safe_markdown
 from app.settings import Settings, choose_settings
+from app.training_rows import as_jsonl, training_rows
 from app.voice import Voice, choose_voice
-from app.writing import begin, fail, write
+from app.writing import begin, write
+from data.command_line import one_line
 
 if TYPE_CHECKING:
     from app.engine import Engine
 
-LONGEST_MESSAGE = 100_000  # characters
 DEMO_QUESTIONS = ("Where does Anna live?", "My name is Maja.", "What is 7 plus 5?")
 
 
@@ -43,80 +42,69 @@ def opened_models() -> dict[str, ModelFiles]:
     return {}
 
 
-@dataclass(frozen=True)
-class Switches:
-    """What stands above the box for messages.
-
-    Attributes:
-        with_history: whether the next answer knows the conversation.
-        compares: whether the model without the adapter is to answer too.
-        stop: the place of the Stop button.
-    """
-
-    with_history: bool
-    compares: bool
-    stop: DeltaGenerator
-
-
 def chat_page(config: PageConfig) -> None:
     """Draws the page once, and writes the answer if a question waits for one."""
     conversation: Conversation = st.session_state.setdefault("conversation", Conversation())
     conversation.settle()
-    voice, settings = draw_sidebar(config)
-    switches = draw_bottom(conversation, voice)
-    with st.sidebar:
-        draw_keeping(conversation)
-    draw_conversation(conversation, voice)
-    if voice and settings and conversation.is_waiting:
-        switches.stop.button("Stop", icon=":material/stop_circle:", key="stop")
-        answer_last(config, conversation, voice, settings, switches)
-        st.rerun()
-
-
-def draw_sidebar(config: PageConfig) -> tuple[Voice | None, Settings | None]:
-    """Who answers and how; None for both if that cannot be, which the page then says."""
-    try:
-        with st.sidebar:
-            voice = choose_voice(config, opened_models())
-            return voice, choose_settings(voice.files)
-    except (ValueError, OSError) as error:
-        st.error(safe_markdown(str(error)), icon=":material/error:")
-        return None, None
-
-
-def draw_bottom(conversation: Conversation, voice: Voice | None) -> Switches:
-    """The switches and the box; a message that was sent joins the conversation."""
-    row = st.bottom.container(horizontal=True, vertical_alignment="center")
+    voice, settings, trouble = draw_sidebar(config)
+    switches = st.bottom.container(horizontal=True, vertical_alignment="center")
     # Not in `st.bottom` itself, which would cost the page its scrolling along with the answer.
     message = st.chat_input("Your message", max_chars=LONGEST_MESSAGE)
     if message and message.strip():
         conversation.ask(message)
-    with row:
-        with_history = st.toggle(
-            "Use chat history",
-            True,
-            key="with_history",
-            persist_state="session",
-            disabled=conversation.is_waiting,
-            help="Off: the next answer knows the system prompt and your message alone.",
-        )
-        compares = st.toggle(
-            "Compare with the base",
-            False,
-            key="compares",
-            persist_state="session",
-            disabled=conversation.is_waiting or voice is None or voice.adapter is None,
-            help="The model without the adapter answers too, side by side.",
-        )
-        return Switches(with_history, compares, st.empty())
+    if trouble:
+        st.error(safe_markdown(trouble), icon=":material/error:")
+        conversation.end_unanswered("failed", trouble)
+    with switches:
+        with_history, compares = draw_switches(voice, is_busy=conversation.is_waiting)
+        if conversation.is_waiting:
+            stop = conversation.stop
+            st.button("Stop", icon=":material/stop_circle:", key="stop", on_click=stop)
+    with st.sidebar:
+        draw_keeping(conversation)
+    draw_conversation(conversation, voice)
+    if voice and settings and conversation.is_waiting:
+        answer_last(config, conversation, voice, settings, with_history, compares)
+        st.rerun()
+
+
+def draw_sidebar(config: PageConfig) -> tuple[Voice | None, Settings | None, str]:
+    """Who answers and how; neither if that cannot be, and why."""
+    try:
+        with st.sidebar:
+            voice = choose_voice(config, opened_models())
+            return voice, choose_settings(voice.files), ""
+    except (ValueError, OSError) as error:
+        return None, None, one_line(str(error))
+
+
+def draw_switches(voice: Voice | None, is_busy: bool) -> tuple[bool, bool]:
+    """Whether the next answer knows the conversation, and whether the base is to answer too."""
+    with_history = st.toggle(
+        "Use chat history",
+        True,
+        key="with_history",
+        persist_state="session",
+        disabled=is_busy,
+        help="Off: the next answer knows the system prompt and your message alone.",
+    )
+    compares = st.toggle(
+        "Compare with the base",
+        False,
+        key="compares",
+        persist_state="session",
+        disabled=is_busy or voice is None or voice.adapter is None,
+        help="The model without the adapter answers too, side by side.",
+    )
+    return with_history, compares
 
 
 def draw_keeping(conversation: Conversation) -> None:
     """What can be done with the conversation as a whole."""
-    rows = as_jsonl(conversation)
+    rows, missing = training_rows(conversation)
     st.download_button(
         "Save as training data",
-        rows,
+        as_jsonl(rows),
         "chat.jsonl",
         "application/jsonl",
         icon=":material/download:",
@@ -125,9 +113,9 @@ def draw_keeping(conversation: Conversation) -> None:
         width="stretch",
         help="Conversations in ShareGPT form, for `python train.py --data chat.jsonl`.",
     )
-    if left_out := not_learnt(conversation):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        st.caption(f"Not among them: {reasons}. Correct an answer to keep it.")
+    if missing:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in missing.items())
+        st.caption(f"Answers left out: {reasons}. Correct one to keep it and what follows on it.")
     st.button(
         "Clear the chat",
         icon=":material/delete:",
@@ -139,8 +127,10 @@ def draw_keeping(conversation: Conversation) -> None:
 
 def draw_conversation(conversation: Conversation, voice: Voice | None) -> None:
     """Everything that was said so far, or what to begin with."""
-    if not conversation.exchanges:
-        draw_welcome(conversation, voice)
+    welcome = st.empty()  # which clears it at once when there is something else to draw
+    if voice and not conversation.exchanges:
+        with welcome.container():
+            draw_welcome(conversation, voice)
     if conversation.let_go:
         st.caption(f"{conversation.let_go:,} older exchanges are no longer kept.")
     for exchange in conversation.exchanges:
@@ -149,11 +139,9 @@ def draw_conversation(conversation: Conversation, voice: Voice | None) -> None:
             draw_answers(exchange, conversation, opened_models(), conversation.is_waiting)
 
 
-def draw_welcome(conversation: Conversation, voice: Voice | None) -> None:
+def draw_welcome(conversation: Conversation, voice: Voice) -> None:
     """What an empty chat shows."""
-    if voice is None:
-        return
-    st.header("Say something")
+    st.header("Say something", anchor=False)
     st.markdown(safe_markdown(f"**{voice.files.name}** answers, {adapter_in_words(voice)}."))
     if voice.files.name == "demo":
         st.markdown(
@@ -175,15 +163,14 @@ def answer_last(
     conversation: Conversation,
     voice: Voice,
     settings: Settings,
-    switches: Switches,
+    with_history: bool,
+    compares: bool,
 ) -> None:
     """Writes the answer to the last question, below it."""
-    exchange = conversation.exchanges[-1]
     try:
-        requests = begin(conversation, voice, settings, switches.with_history, switches.compares)
         engine = engine_of(config.device, config.dtype)
+        begun = begin(conversation, voice, settings, with_history, compares)
     except ValueError as error:
-        fail(exchange, voice.label, str(error))
+        conversation.end_unanswered("failed", str(error))
         return
-    labels = [answer.by for answer in exchange.answers]
-    write(engine, requests, exchange, writing_places(len(labels), labels))
+    write(engine, begun, writing_places([answer.by for answer, _ in begun]))

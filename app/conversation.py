@@ -1,4 +1,4 @@
-"""A chat as it stands on the page, what of it the model is given, and what can be learnt from it.
+"""A chat as it stands on the page, and what of it the model is given.
 
 An exchange is a question and what was answered, by the tuned model and, in a comparison, by the
 base model too. Everything here is text and numbers: nothing that the model computes with is kept.
@@ -6,12 +6,11 @@ base model too. Everything here is text and numbers: nothing that the model comp
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from data.chat_format import ChatFormat, Message
 
@@ -36,8 +35,8 @@ class Answer:
         state: how far it is.
         trouble: what went wrong, if something did.
         tokens: how many it has.
-        to_first: seconds until the first of them.
-        seconds: from the first of them to the last.
+        to_first: seconds that the first of them took, with reading the prompt.
+        seconds: that all of them took.
         rating: 1 for good, 0 for bad, None for not rated.
         is_corrected: whether the text is a person's.
         key: tells it from all others on the page.
@@ -58,14 +57,13 @@ class Answer:
     rating: int | None = None
     is_corrected: bool = False
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    message: Message = Message("assistant", "")
+    message: Message = field(default=Message("assistant", ""), repr=False, compare=False)
 
     @property
     def is_worth_learning(self) -> bool:
         """Whether a model should answer like this: whole and not disliked, or put right by hand."""
-        return bool(self.text.strip()) and (
-            self.is_corrected or (self.state == "done" and self.rating != 0)
-        )
+        is_good = self.is_corrected or (self.state == "done" and self.rating != 0)
+        return is_good and bool(self.saw) and bool(self.text.strip())
 
     def as_message(self) -> Message:
         """The text as a message, made once: all later prompts of the conversation share it."""
@@ -75,7 +73,8 @@ class Answer:
 
     def correct(self, text: str) -> None:
         """Puts a person's text in place of the model's."""
-        self.text, self.is_corrected, self.state, self.trouble = text, True, "done", ""
+        self.text, self.is_corrected, self.rating = text, True, None
+        self.state, self.trouble = "done", ""
 
 
 @dataclass
@@ -86,7 +85,7 @@ class Exchange:
         question: what the user said.
         answer: by the model that was chosen; None until it is begun.
         base_answer: by the model without the adapter, in a comparison.
-        attempt: how often it was answered before.
+        attempt: how often the same question was answered before.
     """
 
     question: str
@@ -133,25 +132,45 @@ class Conversation:
         return bool(self.exchanges) and self.exchanges[-1].answer is None
 
     def settle(self) -> None:
-        """Marks as stopped what is still being written, if nobody goes on writing it."""
+        """Marks as stopped what is still being written; whoever writes it then ends."""
         for exchange in self.exchanges:
             for answer in exchange.answers:
                 if answer.state == "writing":
                     answer.state = "stopped"
 
+    def end_unanswered(self, state: State, trouble: str = "") -> None:
+        """Notes of a question that nobody has taken up that nobody will."""
+        if self.is_waiting:
+            self.exchanges[-1].answer = Answer("", "", (), True, state=state, trouble=trouble)
+
+    def stop(self) -> None:
+        """Ends the answer that is being written, or about to be."""
+        self.end_unanswered("stopped")
+        self.settle()
+
     def ask(self, question: str) -> None:
         """Adds a question; the oldest exchanges go if there are too many, or too much text."""
+        self.stop()
         self.exchanges.append(Exchange(question))
+        self.let_go_of_the_oldest()
+
+    def ask_again(self, exchange: Exchange, question: str) -> None:
+        """Takes back the answer to the last exchange, for another one, perhaps to a new question.
+
+        Another than the last stays as it is: a click on a page that has changed since.
+        """
+        if self.exchanges and self.exchanges[-1] is exchange:
+            attempt = exchange.attempt + 1 if question == exchange.question else 0
+            self.exchanges[-1] = Exchange(question, attempt=attempt)
+            self.let_go_of_the_oldest()
+
+    def let_go_of_the_oldest(self) -> None:
+        """Keeps the conversation within its bounds."""
         while len(self.exchanges) > 1 and (
             len(self.exchanges) > MOST_EXCHANGES or self.characters() > MOST_CHARACTERS
         ):
             del self.exchanges[0]
             self.let_go += 1
-
-    def ask_again(self, question: str) -> None:
-        """Takes back the last answer, for another one to the question, which may be a new one."""
-        last = self.exchanges[-1]
-        self.exchanges[-1] = Exchange(question, attempt=last.attempt + 1)
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -189,6 +208,9 @@ def prompt_that_fits(
 ) -> Prompt:
     """The longest prompt of at most `room` tokens: whole exchanges are left out, the oldest first.
 
+    It is found from the newest exchange on, with twice as many each time until they do not fit,
+    and then by halves: however long the history is, little more than the room is ever written.
+
     Args:
         chat_format: the model's.
         system: what the system says; nothing if it is blank.
@@ -200,63 +222,25 @@ def prompt_that_fits(
         ValueError: if the question has no room even by itself.
     """
     opening = [Message("system", system)] if system.strip() else []
-    for left_out in range(len(history) + 1):
-        turns = [turn for exchange in history[left_out:] for turn in exchange]
-        messages = (*opening, *turns, question)
+
+    def prompt_with(newest: int) -> Prompt:
+        kept = history[len(history) - newest :]
+        messages = (*opening, *(turn for exchange in kept for turn in exchange), question)
         ids = chat_format.render(messages, generation_prompt=True).ids
-        if len(ids) <= room:
-            return Prompt(messages, ids, left_out)
-    raise ValueError(
-        f"this message and the system prompt have {len(ids):,} tokens, and {room:,} fit beside "
-        "the longest answer: shorten one of the three"
-    )
+        return Prompt(messages, ids, len(history) - newest)
 
-
-def as_rows(conversation: Conversation) -> list[dict[str, Any]]:
-    """The conversation as rows to train on, in ShareGPT form.
-
-    A row shows an answer what it was given when it was written. So the exchanges with history are
-    one row, and each without history is one of its own: taught in the row of the others, "I do not
-    know your name" would be right after the name was said. What is not worth learning is left out.
-    """
-    rows: list[list[dict[str, Any]]] = []
-    together: list[dict[str, Any]] = []
-    for exchange in conversation.exchanges:
-        answer = exchange.answer
-        if answer is None or not answer.is_worth_learning:
-            continue
-        turns = [turn_of("human", exchange.question), turn_of("gpt", answer.text)]
-        if answer.rating is not None:
-            turns[1]["rating"] = answer.rating
-        opening = [turn_of("system", m.content) for m in answer.saw if m.role == "system"]
-        if not answer.with_history:
-            rows.append(opening + turns)
-        elif together:
-            together.extend(turns)
+    best = prompt_with(0)
+    if len(best.ids) > room:
+        raise ValueError(
+            f"this message and the system prompt have {len(best.ids):,} tokens, and {room:,} fit "
+            "beside the longest answer: shorten one of the three"
+        )
+    fits, too_many = 0, len(history) + 1
+    while too_many - fits > 1:
+        newest = min(2 * fits + 1, (fits + too_many) // 2)
+        prompt = prompt_with(newest)
+        if len(prompt.ids) <= room:
+            best, fits = prompt, newest
         else:
-            together = opening + turns
-            rows.append(together)
-    return [{"conversations": turns} for turns in rows]
-
-
-def turn_of(speaker: str, text: str) -> dict[str, Any]:
-    """One turn of a row."""
-    return {"from": speaker, "value": text}
-
-
-def as_jsonl(conversation: Conversation) -> str:
-    """The rows as a file for `train.py --data`."""
-    rows = as_rows(conversation)
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def not_learnt(conversation: Conversation) -> dict[str, int]:
-    """How many answers are not among the rows, by why."""
-    reasons: dict[str, int] = {}
-    for exchange in conversation.exchanges:
-        answer = exchange.answer
-        if answer is not None and not answer.is_worth_learning:
-            reason: str = "rated down" if answer.state == "done" else answer.state
-            reason = reason if answer.text.strip() else "empty"
-            reasons[reason] = reasons.get(reason, 0) + 1
-    return reasons
+            too_many = newest
+    return best

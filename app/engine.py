@@ -9,7 +9,9 @@ shares with the one before it is then not computed again.
 from __future__ import annotations
 
 import gc
+import logging
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
@@ -22,6 +24,7 @@ import torch
 from app.model_files import ModelFiles, check_base, check_checkpoint
 from app.turns import Turns
 from lora.adapter import WEIGHTS_FILE, load_adapter
+from lora.config import CONFIG_FILE
 from lora.inject import lora_disabled, remove_lora
 from model.cache import KVCache
 from model.device import choose_device, choose_dtype
@@ -31,6 +34,11 @@ from model.llama import Llama
 from model.sampling import Sampler
 from model.weights import files_of_tensors, load_model, weights_sha256
 
+NO_MEMORY = (
+    "there is not enough memory for this answer; try a shorter chat, a smaller model, or another "
+    "--dtype or --device"
+)
+FAILED = "the model failed at this answer; the server's log says more"
 CACHE_BYTES = 2**30  # of all caches together that are kept between turns
 CACHE_BLOCK = 2048  # tokens: a conversation's cache grows by this much, and so is seldom moved
 
@@ -71,12 +79,14 @@ class Written(NamedTuple):
         text: what is new; often nothing, while a character lacks bytes or a prompt is being read.
         tokens: how many tokens the answer has so far.
         is_cut: whether the longest answer is reached.
+        seconds: that were spent on this answer so far, without waiting, loading or other answers.
     """
 
     which: int
     text: str
     tokens: int
     is_cut: bool
+    seconds: float = 0.0
 
 
 class Engine:
@@ -126,21 +136,18 @@ class Engine:
                 next request starts afresh.
         """
         with self.turns.turn(lambda ahead: tell(waiting_for(ahead))):
-            lacks_memory = False
+            trouble = ""
             try:
                 self.prepare(requests, tell)
                 tell("Reading …")
                 yield from self.write_by_turns(requests)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
-                    raise
-                lacks_memory = True
-            if lacks_memory:  # out of the `except`, whose traceback holds on to tensors
-                self.free_caches()
-                raise ValueError(
-                    "there is not enough memory for this answer; try a shorter chat, a smaller "
-                    "model, or another --dtype or --device"
-                )
+                    logging.getLogger("chat").exception("an answer failed")
+                trouble = NO_MEMORY if is_out_of_memory(error) else FAILED
+            if trouble:  # out of the `except`, whose traceback holds on to tensors
+                self.unload() if trouble == FAILED else self.free_caches()
+                raise ValueError(trouble)
 
     def prepare(self, requests: Sequence[Request], tell: Callable[[str], None]) -> None:
         """Puts the requests' model and adapter into memory, if others or none are there."""
@@ -153,11 +160,11 @@ class Engine:
             self.model_stamp = stamp
         adapter = next((request.adapter for request in requests if request.adapter), None)
         if adapter is not None:
-            self.put_in(adapter, self.model, files)
+            self.use_adapter(adapter, self.model, files)
 
-    def put_in(self, adapter: Path, model: Llama, files: ModelFiles) -> None:
+    def use_adapter(self, adapter: Path, model: Llama, files: ModelFiles) -> None:
         """Gives the model this adapter in place of another."""
-        stamp = stamp_of([adapter / WEIGHTS_FILE])
+        stamp = stamp_of([adapter / CONFIG_FILE, adapter / WEIGHTS_FILE])
         if stamp == self.adapter_stamp:
             return
         remove_lora(model)
@@ -181,16 +188,19 @@ class Engine:
         assert self.model is not None
         model = self.model
         streams = {i: self.write(model, i, request) for i, request in enumerate(requests)}
+        seconds = [0.0] * len(requests)
         try:
             while streams:
                 for i, written in list(streams.items()):
                     is_base = requests[i].adapter is None
+                    started = time.perf_counter()
                     with lora_disabled(model) if is_base else nullcontext():
                         more = next(written, None)
+                    seconds[i] += time.perf_counter() - started
                     if more is None:
                         del streams[i]
                     else:
-                        yield more
+                        yield more._replace(seconds=seconds[i])
         finally:
             for written in streams.values():
                 written.close()
@@ -216,7 +226,7 @@ class Engine:
             yield Written(which, text.flush(), count, count == room)
         finally:
             if name:
-                self.keep(name, cache)
+                self.keep_cache(name, cache)
 
     def cache_name(self, request: Request) -> CacheName | None:
         """Under which name the cache of a request is kept; None if it is not."""
@@ -235,8 +245,10 @@ class Engine:
         cache.grow(capacity)
         return cache
 
-    def keep(self, name: CacheName, cache: KVCache) -> None:
+    def keep_cache(self, name: CacheName, cache: KVCache) -> None:
         """Keeps a cache for the next turn; those not used for longest make room for it."""
+        if bytes_of(cache) > CACHE_BYTES:
+            return
         self.caches[name] = cache
         while sum(bytes_of(kept) for kept in self.caches.values()) > CACHE_BYTES:
             self.caches.popitem(last=False)
@@ -268,5 +280,5 @@ def waiting_for(ahead: int) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says so; on a CPU PyTorch has no type for it."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        "can't allocate memory" in str(error)
+        "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
     )

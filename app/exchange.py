@@ -10,6 +10,7 @@ from app.model_files import ModelFiles
 from app.safe_markdown import safe_markdown
 from app.voice import open_once
 
+LONGEST_MESSAGE = 100_000  # characters
 HOW_IT_ENDED = {
     "writing": "",
     "done": "",
@@ -63,12 +64,12 @@ def columns(count: int) -> list[DeltaGenerator]:
     return [message] if count == 1 else list(message.columns(count, gap="medium"))
 
 
-def writing_places(count: int, labels: list[str]) -> list[DeltaGenerator]:
+def writing_places(labels: list[str]) -> list[DeltaGenerator]:
     """Empty places for answers that are about to be written."""
     places = []
-    for place, label in zip(columns(count), labels, strict=True):
+    for place, label in zip(columns(len(labels)), labels, strict=True):
         with place:
-            if count > 1:
+            if len(labels) > 1:
                 st.caption(safe_markdown(f"**{label}**"))
             places.append(st.empty())
     return places
@@ -79,14 +80,14 @@ def notes(answer: Answer) -> str:
     parts = []
     if answer.tokens:
         parts.append(f"{answer.tokens:,} tokens")
-    if answer.tokens > 1 and answer.seconds:
-        parts.append(f"{(answer.tokens - 1) / answer.seconds:,.0f} tokens/s")
+        parts.append(f"{speed(answer)} tokens/s")
         parts.append(f"the first after {answer.to_first:.2f} s")
     if not answer.with_history:
         parts.append("answered without history")
     if answer.left_out:
-        oldest = "exchange" if answer.left_out == 1 else f"{answer.left_out} exchanges"
-        parts.append(f"the oldest {oldest} had no room and {was(answer.left_out)} left out")
+        parts.append(f"{left_out(answer.left_out)} had no room")
+    if answer.state == "done" and not answer.text.strip():
+        parts.append("an empty answer")
     if HOW_IT_ENDED[answer.state]:
         parts.append(HOW_IT_ENDED[answer.state])
     if answer.is_corrected:
@@ -94,9 +95,17 @@ def notes(answer: Answer) -> str:
     return " · ".join(parts)
 
 
-def was(count: int) -> str:
-    """The verb for so many."""
-    return "was" if count == 1 else "were"
+def speed(answer: Answer) -> str:
+    """Tokens a second: of those after the first, which waits for the prompt, if there are any."""
+    is_one = answer.tokens == 1
+    seconds = answer.to_first if is_one else answer.seconds - answer.to_first
+    rate = (1 if is_one else answer.tokens - 1) / max(seconds, 1e-6)
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+
+
+def left_out(count: int) -> str:
+    """How many of the oldest."""
+    return "the oldest exchange" if count == 1 else f"the {count} oldest exchanges"
 
 
 def draw_judgement(answer: Answer, is_busy: bool) -> None:
@@ -132,7 +141,7 @@ def draw_last_tools(exchange: Exchange, conversation: Conversation, is_busy: boo
         type="tertiary",
         disabled=is_busy,
         on_click=conversation.ask_again,
-        args=(exchange.question,),
+        args=(exchange, exchange.question),
     )
     if st.button("Edit message", key=f"edit {exchange.key}", type="tertiary", disabled=is_busy):
         edit(exchange, conversation)
@@ -141,25 +150,30 @@ def draw_last_tools(exchange: Exchange, conversation: Conversation, is_busy: boo
 @st.dialog("Correct this answer", width="large")
 def correct(answer: Answer) -> None:
     """Lets a person write the answer as it should be."""
-    with st.form("correction", border=False):
-        text = st.text_area("The answer as it should be", answer.text, height=240)
-        if st.form_submit_button("Save", type="primary"):
-            if text.strip():
-                answer.correct(text)
-                st.rerun()
-            st.warning("An answer cannot be empty.")
+    text = ask_for("The answer as it should be", answer.text, "Save")
+    if text:
+        answer.correct(text)
+        st.rerun()
 
 
 @st.dialog("Edit your message", width="large")
 def edit(exchange: Exchange, conversation: Conversation) -> None:
     """Lets the user say the last message differently, which is then answered anew."""
-    with st.form("edit", border=False):
-        text = st.text_area("Your message", exchange.question, height=160)
-        if st.form_submit_button("Send", type="primary"):
+    text = ask_for("Your message", exchange.question, "Send")
+    if text:
+        conversation.ask_again(exchange, text)
+        st.rerun()
+
+
+def ask_for(label: str, before: str, button: str) -> str:
+    """A form for a text; what was sent, or nothing yet."""
+    with st.form(label, border=False):
+        text = st.text_area(label, before, height=200, max_chars=LONGEST_MESSAGE)
+        if st.form_submit_button(button, type="primary"):
             if text.strip():
-                conversation.ask_again(text)
-                st.rerun()
-            st.warning("A message cannot be empty.")
+                return text
+            st.warning("It is empty.")
+    return ""
 
 
 @st.dialog("What the model saw", width="large")

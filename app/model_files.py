@@ -6,6 +6,7 @@ Needs no PyTorch, so that a wrong name is told before it is loaded.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ class Tuned:
 def tuned_in(runs: Path) -> list[Tuned]:
     """The adapters of all runs in a folder: the newest run first, its result before checkpoints.
 
-    A run whose files cannot be read has none.
+    A run whose files cannot be read, or whose name cannot be shown, has none.
     """
     folders = [path.parent for path in runs.glob(f"*/{CONFIG}")]
     found: list[Tuned] = []
@@ -125,6 +126,8 @@ def tuned_in(runs: Path) -> list[Tuned]:
             continue
         model, revision = config.get("model"), config.get("model_revision")
         if not isinstance(model, str) or not isinstance(revision, str | None):
+            continue
+        if not can_be_shown(f"{folder.name} {model} {revision}"):
             continue
         if (run.adapter / CONFIG_FILE).is_file():
             found.append(Tuned(folder.name, run.adapter, model, revision))
@@ -148,7 +151,9 @@ def tuned_from(path: str) -> Tuned:
     Raises:
         ValueError: if there is none.
     """
-    folder = find_adapter(Path(os.path.expanduser(path)))
+    if not path:
+        raise ValueError("the adapter's name is empty; give a folder")
+    folder = find_adapter(Path(os.path.expanduser(path))).resolve()
     _, base = read_config(folder / CONFIG_FILE)
     for run in (folder.parent, folder.parent.parent):  # of a result, and of a checkpoint
         own = [tuned for tuned in tuned_in(run.parent) if same_folder(tuned.folder, folder)]
@@ -162,12 +167,19 @@ def same_folder(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
-def same_model(one: str, other: str | None) -> bool:
+def same_model(one: str, other: str) -> bool:
     """Whether two names mean one model, in whatever revision."""
-    if other is None:
-        return False
-    names = (one.partition("@")[0], other.partition("@")[0])
-    if names[0] == names[1]:
-        return True
-    folders = [Path(os.path.expanduser(name)) for name in names]
-    return all(folder.is_dir() for folder in folders) and same_folder(*folders)
+    folders = [Path(os.path.expanduser(name)) for name in (one, other)]
+    if all(folder.is_dir() for folder in folders):
+        return same_folder(*folders)
+    return without_revision(one) == without_revision(other)
+
+
+def without_revision(name: str) -> str:
+    """A model's name without `@revision`."""
+    return re.sub(r"@[^/]*$", "", name)
+
+
+def can_be_shown(text: str) -> bool:
+    """Whether a browser can be sent a text: half a UTF-16 pair, as odd file names have, cannot."""
+    return text == text.encode("utf-8", "replace").decode()

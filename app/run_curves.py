@@ -212,9 +212,9 @@ def planned_steps(config: Mapping[str, Any], taken: Sequence[Mapping[str, Any]])
         return int(most)
     last = taken[-1] if taken else {}
     epoch = number(last.get("epoch"))
-    if not (epoch > 0 and math.isfinite(epochs)):
-        return None
-    return math.ceil(epochs * round(last["step"] / epoch))
+    in_epoch = last["step"] / epoch if epoch > 0 else math.nan
+    steps = epochs * round(in_epoch) if math.isfinite(in_epoch) else math.nan
+    return math.ceil(steps) if math.isfinite(steps) else None
 
 
 # --- answers, flags -------------------------------------------------------------------------------

@@ -41,7 +41,15 @@ def read_data(folder: Path) -> DataTables:
         return data_tables(reports, has_test_data(folder))
     except FileNotFoundError:
         raise ValueError(f"This run has no {DATA} yet.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ):
         raise ValueError(f"This run's {DATA} is damaged.") from None
 
 

@@ -99,13 +99,13 @@ def show_runs(folders: Mapping[str, Path], goes_on: bool) -> None:
     show_data(folders)
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
+@st.cache_data(max_entries=64, show_spinner=False, hash_funcs={Path: bytes})
 def kept_run(folder: Path, version: object, window: int) -> RunCurves:
     """The run as it was read when its files last changed."""
     return read_run(folder, window)
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
+@st.cache_data(max_entries=64, show_spinner=False, hash_funcs={Path: bytes})
 def kept_data(folder: Path, version: object) -> DataTables | str:
     """The run's data, or what is wrong with it."""
     try:

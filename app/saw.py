@@ -13,6 +13,7 @@ import streamlit as st
 from streamlit.components.v2 import component
 
 from app.conversation import Answer
+from app.exchange import left_out
 from app.model_files import ModelFiles
 from data.chat_format import ChatFormat, Message
 from model.generate import common_prefix
@@ -82,7 +83,7 @@ def show_what_it_saw(files: ModelFiles, answer: Answer) -> None:
         text=f"{len(ids):,} of the {files.context:,} tokens that its context holds ({share:.0%})",
     )
     if answer.left_out:
-        st.caption(f"{exchanges(answer.left_out)} had no room and were left out.")
+        st.caption(f"Left out, for want of room: {left_out(answer.left_out)}.")
     spans = spans_of(files.chat_format, answer.saw, ids)
     data = {
         "legend": list(LEGEND.items()),
@@ -90,11 +91,6 @@ def show_what_it_saw(files: ModelFiles, answer: Answer) -> None:
     }
     TOKENS(data=data)
     st.caption("Point at a token for its number. ⏎ is a line break.")
-
-
-def exchanges(count: int) -> str:
-    """How many of the oldest."""
-    return "The oldest exchange" if count == 1 else f"The {count} oldest exchanges"
 
 
 def spans_of(

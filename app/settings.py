@@ -45,6 +45,7 @@ class Control:
 
 
 CONTROLS = (
+    # The first, since the others depend on it.
     Control(
         "temperature",
         "Temperature",
@@ -89,7 +90,7 @@ def choose_settings(files: ModelFiles) -> Settings:
         for control in CONTROLS:
             value = draw(control, files, is_greedy=sampling.temperature == 0)
             sampling = dataclasses.replace(sampling, **{control.name: value})
-        longest = max(2, files.context // 2)
+        longest = max(2, files.context // 2)  # a slider needs two values
         max_new_tokens = st.slider(
             "Longest answer",
             1,
@@ -114,6 +115,8 @@ def choose_settings(files: ModelFiles) -> Settings:
 def draw(control: Control, files: ModelFiles, is_greedy: bool) -> Any:
     """One slider. Another model has other defaults, so it has another slider."""
     own = getattr(files.sampling, control.name)
+    if control.name == "top_k":
+        own = min(own, files.config.vocab_size)  # more there are not
     return st.slider(
         control.label,
         min(control.low, own),

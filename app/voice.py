@@ -15,6 +15,7 @@ from app.model_files import (
     same_model,
     tuned_from,
     tuned_in,
+    without_revision,
 )
 from app.page_config import PageConfig
 from app.safe_markdown import safe_markdown
@@ -50,7 +51,9 @@ def choose_voice(config: PageConfig, opened: dict[str, ModelFiles]) -> Voice:
     Raises:
         ValueError: if what was chosen cannot be used.
     """
-    tuned = offered(config)
+    tuned, trouble = offered(config)
+    if trouble:
+        st.warning(safe_markdown(trouble))
     names = [config.model, *(t.model for t in tuned), "demo"]
     name = st.selectbox(
         "Model",
@@ -62,7 +65,7 @@ def choose_voice(config: PageConfig, opened: dict[str, ModelFiles]) -> Voice:
     )
     if not name:
         raise ValueError("no model is chosen; pick one, or type in the id of one on the Hub")
-    fitting = {t.label: t for t in tuned if same_model(name, t.model)}
+    fitting = {t.label: t for t in tuned if t.model and same_model(name, t.model)}
     label = st.selectbox(
         "Adapter",
         [*fitting, BASE_ONLY],
@@ -78,20 +81,30 @@ def choose_voice(config: PageConfig, opened: dict[str, ModelFiles]) -> Voice:
     return Voice(files, find_adapter(chosen.folder), chosen.label)
 
 
-def offered(config: PageConfig) -> list[Tuned]:
-    """The adapters to choose from, the one that the page begins with first."""
-    tuned = tuned_in(Path(config.runs))
+def offered(config: PageConfig) -> tuple[list[Tuned], str]:
+    """The adapters to choose from, the one that the page begins with first; and if it is gone, why.
+
+    A model that was given with an adapter is taken for its base, whatever the adapter calls that.
+    """
+    tuned = [t for t in tuned_in(Path(config.runs)) if t.label != BASE_ONLY]
     if config.adapter is None:
-        return tuned
-    first = tuned_from(config.adapter)
-    if first.model is None and config.model:
+        return tuned, ""
+    try:
+        first = tuned_from(config.adapter)
+    except (ValueError, OSError) as error:
+        return tuned, str(error)
+    if config.model:
         first = Tuned(first.label, first.folder, config.model)
-    return [first, *(t for t in tuned if not same_folder(t.folder, first.folder))]
+    elif first.model is None:
+        return tuned, f"{config.adapter} does not say which model it is for; add --model"
+    return [first, *(t for t in tuned if not same_folder(t.folder, first.folder))], ""
 
 
 def pinned(name: str, chosen: Tuned) -> str:
     """The model's name with the commit that the adapter was trained on, if it is on the Hub."""
-    if "@" in name or chosen.revision is None or not same_model(name, chosen.model):
+    is_pinned = without_revision(name) != name
+    is_its_own = chosen.model is not None and same_model(name, chosen.model)
+    if is_pinned or not is_its_own or chosen.revision is None:
         return name
     return f"{name}@{chosen.revision}"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from streamlit.delta_generator import DeltaGenerator
 
-from app.conversation import Answer, Conversation, Exchange, prompt_that_fits
+from app.conversation import Answer, Conversation, prompt_that_fits
 from app.safe_markdown import safe_markdown
 from app.settings import Settings
 from app.voice import BASE_ONLY, Voice
@@ -21,14 +21,17 @@ SECONDS_BETWEEN_UPDATES = 0.05
 CURSOR = "▍"
 
 
+Begun = list[tuple[Answer, "Request"]]
+
+
 def begin(
     conversation: Conversation,
     voice: Voice,
     settings: Settings,
     with_history: bool,
     compares: bool,
-) -> list[Request]:
-    """Takes up the last question: its exchange gets empty answers, of which these are the requests.
+) -> Begun:
+    """Takes up the last question: it gets empty answers, returned with what to ask the engine for.
 
     Raises:
         ValueError: if the question has no room in the model's context.
@@ -37,10 +40,10 @@ def begin(
     if compares and voice.adapter is not None:
         voices.append(Voice(voice.files, None, BASE_ONLY))
     begun = [begin_one(conversation, each, settings, with_history) for each in voices]
-    answers = [answer for answer, _ in begun]
     exchange = conversation.exchanges[-1]
-    exchange.answer, exchange.base_answer = answers[0], answers[1] if answers[1:] else None
-    return [request for _, request in begun]
+    exchange.answer = begun[0][0]
+    exchange.base_answer = begun[1][0] if len(begun) > 1 else None
+    return begun
 
 
 def begin_one(
@@ -76,56 +79,46 @@ def begin_one(
     return answer, request
 
 
-def fail(exchange: Exchange, label: str, reason: str) -> None:
-    """Notes in place of the answers why there are none, or why they went no further."""
-    if exchange.answer is None:
-        exchange.answer = Answer(by=label, model="", saw=(), with_history=True)
-    for answer in exchange.answers:
-        if answer.state == "writing":
-            answer.state, answer.trouble = "failed", reason
-
-
-def write(
-    engine: Engine,
-    requests: Sequence[Request],
-    exchange: Exchange,
-    places: Sequence[DeltaGenerator],
-) -> None:
+def write(engine: Engine, begun: Begun, places: Sequence[DeltaGenerator]) -> None:
     """Lets the engine write the answers, each in its place on the page.
+
+    They grow as they are written, so that what there is of them stays if this run is interrupted.
 
     Args:
         engine: the server's.
-        requests: of the exchange's answers, in their order.
-        exchange: whose answers grow, so that what is written stays if this run is interrupted.
+        begun: the answers, with their requests.
         places: an empty place for each.
     """
-    clock = Clock()
+    answers = [answer for answer, _ in begun]
 
     def tell(what: str) -> None:
         places[0].caption(safe_markdown(what))
-        clock.start()
 
     try:
-        with closing(engine.answer(requests, tell)) as pieces:
-            follow(pieces, exchange.answers, clock, lambda: show(exchange.answers, places))
+        with closing(engine.answer([request for _, request in begun], tell)) as pieces:
+            follow(pieces, answers, lambda: show(answers, places))
     except (ValueError, OSError) as error:
-        fail(exchange, "", str(error))
+        for answer in answers:
+            if answer.state == "writing":
+                answer.state, answer.trouble = "failed", str(error)
 
 
 def follow(
-    pieces: Iterable[Written],
-    answers: Sequence[Answer],
-    clock: Clock,
-    update: Callable[[], None],
+    pieces: Iterable[Written], answers: Sequence[Answer], update: Callable[[], None]
 ) -> None:
-    """Adds what is written to the answers, and has the page updated now and then."""
+    """Adds what is written to the answers, and has the page updated now and then.
+
+    Ends if an answer is no longer to be written: another run of the page can settle it meanwhile.
+    """
     updated = 0.0
     for piece in pieces:
         answer = answers[piece.which]
-        if answer.state != "writing":  # a later run of the page has taken over
+        if answer.state == "stopped":
             return
         answer.text += piece.text
-        clock.note(answer, piece.tokens)
+        if piece.tokens == 1 and not answer.tokens:
+            answer.to_first = piece.seconds
+        answer.tokens, answer.seconds = piece.tokens, piece.seconds
         if piece.is_cut:
             answer.state = "cut"
         if time.monotonic() - updated > SECONDS_BETWEEN_UPDATES:
@@ -135,26 +128,6 @@ def follow(
         if answer.state == "writing":
             answer.state = "done"
     update()
-
-
-class Clock:
-    """Measures how long the first token takes, and the others."""
-
-    def __init__(self) -> None:
-        self.start()
-
-    def start(self) -> None:
-        """Begins anew: waiting for others or for the model to be loaded does not count."""
-        self.started = time.perf_counter()
-
-    def note(self, answer: Answer, tokens: int) -> None:
-        """Notes that the answer has so many tokens now."""
-        now = time.perf_counter() - self.started
-        if tokens and not answer.tokens:
-            answer.to_first = now
-        if tokens > answer.tokens:
-            answer.seconds = now - answer.to_first
-        answer.tokens = tokens
 
 
 def show(answers: Sequence[Answer], places: Sequence[DeltaGenerator]) -> None:

@@ -119,7 +119,7 @@ class RunFolder:
             saved = json.loads((self.path / CONFIG).read_bytes())
         except FileNotFoundError:
             return {}
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise ValueError(f"{self.path / CONFIG} cannot be read ({error})") from None
         if not isinstance(saved, dict):
             raise ValueError(f"{self.path / CONFIG} holds {type(saved).__name__}, not an object")
@@ -201,7 +201,7 @@ class RunFolder:
         path = self.path / METRICS
         records = []
         for line in path.read_bytes().splitlines() if path.exists() else []:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 record = json.loads(line)
                 if isinstance(record, dict) and isinstance(record.get("step"), int):
                     records.append(record)

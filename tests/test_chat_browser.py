@@ -187,7 +187,7 @@ def test_a_chat_becomes_training_data(chat: Seen, tmp_path: Path):
     expect(messages(chat).nth(3).get_by_text(re.compile("corrected by hand"))).to_be_visible()
     say(chat, "What is 2 plus 2?")
     messages(chat).nth(5).get_by_text("thumb_down").click()
-    expect(chat.page.get_by_text("Not among them: 1 rated down.")).to_be_visible()
+    expect(chat.page.get_by_text(re.compile("Answers left out: 1 rated down"))).to_be_visible()
     with chat.page.expect_download() as download:
         chat.page.get_by_role("button", name="Save as training data").click()
     saved = tmp_path / "chat.jsonl"

@@ -8,6 +8,7 @@ Takes a minute.
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import shutil
 import sys
@@ -22,6 +23,7 @@ from chat_places import Place, write_adapter
 from conftest import ROOT
 from streamlit.testing.v1 import AppTest
 
+import app.chat_page
 import app.conversation
 import app.engine
 import app.writing
@@ -121,7 +123,7 @@ def test_history_that_has_no_room_is_left_out_and_counted(visit, own_place):
     for number in range(6):
         answer = say(page, f"this is message number {number}")
     assert answer.left_out > 0
-    assert f"oldest {answer.left_out} exchanges had no room and were left out" in texts(page)
+    assert f"{answer.left_out} oldest exchanges had no room" in texts(page)
     refused = say(page, "much too long " * 100)
     assert refused.state == "failed" and "248 fit beside" in refused.trouble
     assert say(page, "short").text
@@ -199,14 +201,14 @@ def test_an_interrupted_answer_stays_and_frees_its_turn(visit, monkeypatch):
 
     follow = app.writing.follow
 
-    def broken_off(pieces, answers, clock, update):
+    def broken_off(pieces, answers, update):
         def some():
             for count, piece in enumerate(pieces):
                 if count == stop_after:
                     st.stop()
                 yield piece
 
-        follow(some(), answers, clock, update)
+        follow(some(), answers, update)
 
     page = visit()
     with monkeypatch.context() as patch:
@@ -222,14 +224,68 @@ def test_an_interrupted_answer_stays_and_frees_its_turn(visit, monkeypatch):
     assert contents(answer) == ["hello there", exchange.answer.text, "go on"]
 
 
-def test_a_deleted_run_is_a_sentence_and_the_question_waits_for_another(visit, own_place):
+def test_a_deleted_run_is_a_sentence_and_the_next_message_works(visit, own_place):
     page = visit(place=own_place)
     say(page, "hello")
     shutil.rmtree(own_place.folder / "runs" / "two")
-    assert say(page, "hello again") is None
+    assert "there is no such adapter" in say(page, "hello again").trouble
     assert "there is no such adapter" in page.error[0].value
     page.selectbox[1].set_value("one").run()
-    assert conversation_of(page).exchanges[-1].answer.text and not page.error
+    assert say(page, "hello").text
+
+
+def test_a_run_whose_name_or_files_are_odd_takes_nothing_down(visit, own_place):
+    runs = own_place.folder / "runs"
+    os.mkdir(os.fsencode(runs) + b"/od\xff")
+    for name, config in (
+        ("od\udcff", '{"model": "demo"}'),
+        ("half", '{"model": "\\ud800"}'),
+        ("deep", "[" * 200_000),
+        ("list", "[1]"),
+        ("wrong", '{"model": 3}'),
+    ):
+        (runs / name).mkdir(exist_ok=True)
+        (runs / name / "config.json").write_text(config)
+    page = visit(place=own_place)
+    assert page.selectbox[1].options == ["two", "one", "base only"] and not page.error
+    assert say(page, "hello").text
+    assert runs_page_has_no_exception(runs)
+
+
+def runs_page_has_no_exception(runs: Path) -> bool:
+    def draw(folder: str) -> None:
+        from pathlib import Path
+
+        from app.runs_page import runs_page
+
+        runs_page(Path(folder))
+
+    return not AppTest.from_function(draw, args=(str(runs),), default_timeout=60).run().exception
+
+
+def test_an_adapter_of_the_command_line_that_is_gone_leaves_the_others(visit, own_place):
+    gone = own_place.folder / "gone"
+    shutil.copytree(own_place.adapter("one"), gone)
+    page = visit("--adapter", str(gone), place=own_place)
+    assert page.selectbox[1].options[0] == str(gone)
+    assert say(page, "hello").by == str(gone)
+    shutil.rmtree(gone)
+    again = visit("--adapter", str(gone), place=own_place)
+    assert "there is no such adapter" in again.warning[0].value
+    assert say(again, "hello").by == "two"
+
+
+def test_a_question_can_be_stopped_before_it_is_taken_up(visit, monkeypatch):
+    page = visit()
+    with monkeypatch.context() as patch:
+        patch.setattr(app.chat_page, "begin", lambda *args: st.stop())
+        page.chat_input[0].set_value("hello").run()
+        page.button(key="stop").click().run()
+    [exchange] = conversation_of(page).exchanges
+    assert exchange.answer.state == "stopped" and not exchange.answer.text
+    page.run()
+    assert exchange.answer is conversation_of(page).exchanges[0].answer
+    assert say(page, "hello again").text
 
 
 def test_a_deleted_model_is_a_sentence_and_the_next_message_works(visit, own_place):

@@ -116,6 +116,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("--modle", "demo"), "did you mean --model?"),
         (("--port", "many"), "invalid int value: 'many'"),
         (("--port", "99999"), "port is 99999"),
+        (("--address", "300.1.1.1"), "address is '300.1.1.1'"),
+        (("--adapter", ""), "the adapter's name is empty"),
         (("--device", "tpu"), "device is 'tpu'"),
         (("--dtype", "int3"), "dtype is 'int3'"),
         (("--model", "./nowhere"), "no folder at nowhere"),

@@ -20,12 +20,10 @@ from app.conversation import (
     Answer,
     Conversation,
     Exchange,
-    as_jsonl,
-    as_rows,
-    not_learnt,
     prompt_that_fits,
 )
 from app.model_files import open_model
+from app.training_rows import as_jsonl, training_rows
 from data.chat_format import ChatFormat, Message
 from data.conversations import conversation_of
 
@@ -115,7 +113,7 @@ def test_an_answer_that_nobody_goes_on_writing_is_stopped():
     chat.settle()
     assert [exchange.answer.state for exchange in chat.exchanges] == ["done", "stopped"]
     assert not chat.is_waiting
-    chat.ask_again("b?")
+    chat.ask_again(chat.exchanges[-1], "b")
     assert chat.is_waiting and chat.exchanges[-1].attempt == 1 and len(chat.exchanges) == 2
     chat.clear()
     assert not chat.exchanges and not chat.is_waiting
@@ -135,66 +133,142 @@ def test_a_conversation_is_bounded_in_turns_and_in_text():
     assert [exchange.question[0] for exchange in chat.exchanges] == ["y"]
 
 
-def test_rows_show_each_answer_what_it_was_given():
-    system = Message("system", "Be brief.")
-    without = answered("b", "B", with_history=False, saw=(system, Message("user", "b")))
-    chat = Conversation(
-        [
-            answered("a", "A", saw=(system, Message("user", "a"))),
-            without,
-            answered("c", "C", rating=1),
-            answered("d", "D", rating=0),
-            answered("e", "E", state="stopped"),
-            answered("f", "F", state="cut"),
-            answered("g", " ", state="done"),
-            Exchange("h"),
+def chat_of(*parts: tuple[str, str, dict]) -> Conversation:
+    """A conversation in which each answer saw all the exchanges before it, if it had history."""
+    chat, system = Conversation(), Message("system", "Be brief.")
+    for question, text, more in parts:
+        chat.exchanges.append(Exchange(question))
+        exchange = chat.exchanges[-1]
+        with_history = more.get("with_history", True)
+        before = [m for pair in chat.history(by_base=False) for m in pair] if with_history else []
+        saw = (more.get("system", system), *before, exchange.message)
+        more = {name: value for name, value in more.items() if name != "system"}
+        exchange.answer = answered(question, text, **more | {"saw": saw}).answer
+    return chat
+
+
+def said_in(chat: Conversation) -> tuple[list[str], dict[str, int]]:
+    """The rows as one line each, and what is missing."""
+    rows, missing = training_rows(chat)
+    return [" | ".join(turn["value"] for turn in row["conversations"]) for row in rows], missing
+
+
+def test_a_chat_is_one_row_in_sharegpt_form():
+    chat = chat_of(("a", "A", {}), ("b", "B", {"rating": 1}))
+    [row], missing = training_rows(chat)
+    assert row == {
+        "conversations": [
+            {"from": "system", "value": "Be brief."},
+            {"from": "human", "value": "a"},
+            {"from": "gpt", "value": "A"},
+            {"from": "human", "value": "b"},
+            {"from": "gpt", "value": "B", "rating": 1},
         ]
+    }
+    assert not missing
+
+
+def test_no_row_teaches_what_it_does_not_say():
+    """An answer stands behind what it was given, or is left out."""
+    without = {"with_history": False}
+    chat = chat_of(("a", "A", {}), ("name?", "I do not know.", without), ("c", "C", {}))
+    assert said_in(chat) == (
+        ["Be brief. | a | A", "Be brief. | name? | I do not know."],
+        {"after a gap": 1},
     )
-    told = {"from": "system", "value": "Be brief."}
-    assert as_rows(chat) == [
-        {
-            "conversations": [
-                told,
-                {"from": "human", "value": "a"},
-                {"from": "gpt", "value": "A"},
-                {"from": "human", "value": "c"},
-                {"from": "gpt", "value": "C", "rating": 1},
-            ]
-        },
-        {
-            "conversations": [
-                told,
-                {"from": "human", "value": "b"},
-                {"from": "gpt", "value": "B"},
-            ]
-        },
-    ]
-    assert not_learnt(chat) == {"rated down": 1, "stopped": 1, "cut": 1, "empty": 1}
-    for exchange in chat.exchanges[3:6]:
-        exchange.answer.correct("Better.")
-    assert sum("Better." in turn["value"] for turn in as_rows(chat)[0]["conversations"]) == 3
-    assert not_learnt(chat) == {"empty": 1}
+    chat = chat_of(("I am Maja.", "Hello, Maja!", without), ("name?", "Maja.", {}))
+    assert said_in(chat) == (["Be brief. | I am Maja. | Hello, Maja! | name? | Maja."], {})
+    other = {"system": Message("system", "Sing.")}
+    chat = chat_of(("a", "A", {}), ("b", "B", other))
+    assert said_in(chat) == (["Be brief. | a | A"], {"after a gap": 1})
+    chat = chat_of(("a", "A", {}), ("b", "B", {}), ("c", "C", {}))
+    last = chat.exchanges[-1].answer
+    last.saw = (last.saw[0], *last.saw[3:])  # a had no room
+    assert said_in(chat) == (["Be brief. | a | A | b | B"], {"after a gap": 1})
+
+
+@pytest.mark.parametrize(
+    "bad, reason",
+    [
+        ({"rating": 0}, "rated down"),
+        ({"state": "stopped"}, "stopped"),
+        ({"state": "cut"}, "too long"),
+    ],
+)
+def test_a_bad_answer_and_what_follows_on_it_are_left_out_until_it_is_corrected(bad, reason):
+    chat = chat_of(("a", "A", {}), ("b", "bad", bad), ("c", "C", {}), ("d", "D", {}))
+    assert said_in(chat) == (["Be brief. | a | A"], {reason: 1, "after a gap": 2})
+    chat.exchanges[1].answer.correct("good")
+    assert said_in(chat) == (["Be brief. | a | A | b | good | c | C | d | D"], {})
+    assert chat.exchanges[1].answer.rating is None
+
+
+def test_answers_without_text_are_no_rows():
+    chat = chat_of(("a", " ", {}), ("b", "", {"state": "failed", "trouble": "no memory"}))
+    chat.ask("c")
+    assert said_in(chat) == ([], {"empty": 1, "failed": 1, "unanswered": 1})
 
 
 def test_every_row_is_a_conversation_to_train_on():
     rng = random.Random(1)
+    rows = 0
     for _ in range(200):
-        chat = Conversation()
-        for _ in range(rng.randrange(8)):
-            saw = (Message("system", "Be brief."), Message("user", "x"))[rng.randrange(2) :]
-            question = (random_text(rng).strip() or "x").replace("\ud800", "")
-            chat.exchanges.append(
-                answered(
-                    question,
-                    random_text(rng),
-                    saw=saw,
-                    with_history=rng.random() < 0.7,
-                    state=rng.choice(["done", "cut", "stopped", "failed"]),
-                    rating=rng.choice([None, 0, 1]),
-                )
+        parts = [
+            (
+                random_text(rng).strip() or "x",
+                random_text(rng),
+                {
+                    "with_history": rng.random() < 0.7,
+                    "state": rng.choice(["done", "done", "done", "cut", "stopped", "failed"]),
+                    "rating": rng.choice([None, None, 0, 1]),
+                },
             )
-        lines = as_jsonl(chat).split("\n")[:-1]
-        assert len(lines) == len(as_rows(chat))
-        for line in lines:
+            for _ in range(rng.randrange(8))
+        ]
+        chat = chat_of(*parts)
+        found, missing = training_rows(chat)
+        answers = sum(turn["from"] == "gpt" for row in found for turn in row["conversations"])
+        assert answers + sum(missing.values()) == len(parts)
+        for line in as_jsonl(found).split("\n")[:-1]:
             turns = conversation_of(json.loads(line))
             assert turns[-1].role == "assistant"
+            rows += 1
+    assert rows > 50
+
+
+def test_a_question_that_nobody_took_up_is_marked_when_another_comes():
+    chat = Conversation()
+    for text in "abc":
+        chat.ask(text)
+    assert [e.answer.state for e in chat.exchanges[:2]] == ["stopped", "stopped"]
+    assert chat.is_waiting
+    chat.stop()
+    assert not chat.is_waiting and chat.exchanges[-1].answer.state == "stopped"
+    assert chat.history(by_base=False) == []
+
+
+def test_a_click_on_an_exchange_that_is_no_longer_the_last_does_nothing():
+    chat = Conversation()
+    chat.ask("a")
+    old = chat.exchanges[-1]
+    chat.ask("b")
+    chat.ask_again(old, "a")
+    assert [exchange.question for exchange in chat.exchanges] == ["a", "b"]
+    chat.clear()
+    chat.ask_again(old, "a")
+    assert not chat.exchanges
+
+
+def test_a_long_history_costs_no_more_than_its_room(chat_format, monkeypatch):
+    """Seen to take a minute when the whole rest was written again for each exchange left out."""
+    history = pairs(*["some words " * 50] * 200)
+    written = []
+    render = type(chat_format).render
+    monkeypatch.setattr(
+        type(chat_format),
+        "render",
+        lambda self, *args, **more: written.append(len(args[0])) or render(self, *args, **more),
+    )
+    prompt = prompt_that_fits(chat_format, "", history, Message("user", "x"), 1500)
+    assert 0 < prompt.left_out < 200 and len(written) < 12
+    assert max(written) <= 2 * len(prompt.messages) + 2
