@@ -79,7 +79,7 @@ def notes(answer: Answer) -> str:
     """What is to be known of an answer, in one line."""
     parts = []
     if answer.tokens:
-        parts.append(f"{answer.tokens:,} tokens")
+        parts.append(f"{answer.tokens:,} token{'s' * (answer.tokens > 1)}")
         parts.append(f"{speed(answer)} tokens/s")
         parts.append(f"the first after {answer.to_first:.2f} s")
     if not answer.with_history:

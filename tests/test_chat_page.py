@@ -8,6 +8,7 @@ Takes a minute.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import resource
 import shutil
@@ -29,6 +30,12 @@ import app.engine
 import app.writing
 from app.chat_page import engine_of
 from app.conversation import Answer, Conversation
+from app.engine import Written
+from app.exchange import notes
+from app.model_files import Tuned, same_model, tuned_in
+from app.page_config import PageConfig
+from app.voice import MOST_OPEN, offered, open_once, pinned
+from app.writing import follow
 from data.chat_format import Message
 
 
@@ -367,3 +374,154 @@ def test_sessions_hold_no_tensors_and_do_not_grow(visit, monkeypatch):
         assert not any(kind.__module__ in ("app.engine", "model.cache") for kind in found)
     turns = 20 * (len(sizes) - 1)
     assert (min(sizes[-3:]) - min(sizes[:3])) / turns * 100 <= 2**20
+
+
+def an_answer(**more: Any) -> Answer:
+    return Answer(**{"by": "one", "model": "demo", "saw": (), "with_history": True} | more)
+
+
+def test_speed_is_that_of_the_tokens_after_the_first():
+    """Seen to fail when the first token counted, which waits for the prompt to be read."""
+    answer = an_answer()
+    read = Written(0, "", 0, False, 2.0)
+    tokens = [Written(0, "a", n, False, 2.5 + (n - 1) / 3) for n in range(1, 8)]
+    app.writing.follow([read, *tokens], [answer], lambda: None)
+    assert notes(answer) == "7 tokens · 3.0 tokens/s · the first after 2.50 s"
+    one = an_answer(text="a", tokens=1, to_first=0.05, seconds=0.05, state="done")
+    assert notes(one) == "1 token · 20 tokens/s · the first after 0.05 s"
+
+
+def test_the_line_below_an_answer_says_how_it_ended():
+    """Seen to fail when a cut answer looked like a whole one."""
+    said = {state: notes(an_answer(state=state)) for state in ("done", "cut", "stopped", "failed")}
+    assert said == {
+        "done": "an empty answer",
+        "cut": "reached the longest answer",
+        "stopped": "stopped",
+        "failed": "failed",
+    }
+    assert (
+        notes(an_answer(left_out=1, state="done"))
+        == "the oldest exchange had no room · an empty answer"
+    )
+
+
+def test_an_answer_that_was_taken_over_is_not_written_on():
+    """Seen to fail when a run that was slow to end went on writing, and when none was cut."""
+    one, two = an_answer(), an_answer()
+    pieces = [Written(0, "a", 1, False), Written(1, "b", 1, False), Written(0, "c", 2, True)]
+    follow(pieces, [one, two], lambda: None)
+    assert (one.text, one.state, two.text, two.state) == ("ac", "cut", "b", "done")
+    one.state = two.state = "stopped"
+    follow(pieces, [one, two], lambda: None)
+    assert (one.text, one.state, two.text, two.state) == ("ac", "stopped", "b", "stopped")
+
+
+def test_an_error_ends_both_sides_of_a_comparison(visit, monkeypatch):
+    """Seen to fail when the base's answer was left as being written."""
+    page = visit()
+    page.toggle(key="compares").set_value(True).run()
+
+    def fails(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(app.engine, "stream", fails)
+    say(page, "hello")
+    both = conversation_of(page).exchanges[-1].answers
+    assert [answer.state for answer in both] == ["failed", "failed"]
+    assert all("not enough memory" in answer.trouble for answer in both)
+
+
+def test_an_adapter_takes_the_commit_that_it_was_trained_on():
+    """Seen to fail when the revision was left out, and when it was put to another model's name."""
+    tuned = Tuned("run", Path("run"), "lab/model", "c" * 40)
+    assert pinned("lab/model", tuned) == "lab/model@" + "c" * 40
+    assert pinned("lab/model@main", tuned) == "lab/model@main"
+    assert pinned("lab/other", tuned) == "lab/other"
+    assert pinned("demo", Tuned("run", Path("run"), "demo", None)) == "demo"
+
+
+def test_names_of_one_model_are_known_as_such(own_place, monkeypatch):
+    """Seen to fail when only equal names were, and when a revision made another model."""
+    monkeypatch.chdir(own_place.folder)
+    (own_place.folder / "link").symlink_to("model")
+    assert same_model("lab/model@main", "lab/model") and not same_model("lab/a", "lab/b")
+    assert same_model("./model", str(own_place.folder / "link")) and not same_model("model", "runs")
+    for name in ("a@b", "a@c"):
+        (own_place.folder / name / "model").mkdir(parents=True)
+    assert not same_model("./a@b/model", "./a@c/model")
+
+
+def test_the_adapter_that_was_named_is_first_and_once(own_place):
+    """Seen to fail when it came last, when it was there twice, and when it had no model."""
+    runs = own_place.folder / "runs"
+    named = str(runs / "one")
+    tuned, _ = offered(PageConfig(runs=str(runs), adapter=named))
+    assert [each.label for each in tuned] == [named, "two"]
+    shutil.copytree(own_place.adapter("one"), own_place.folder / "alone")
+    config = own_place.folder / "alone" / "adapter_config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": None})
+    )
+    given = PageConfig(runs=str(runs), adapter=str(config.parent), model="lab/model")
+    assert offered(given)[0][0].model == "lab/model"
+    without_model = PageConfig(runs=str(runs), adapter=str(config.parent))
+    assert "add --model" in offered(without_model)[1]
+
+
+def test_runs_offer_their_newest_checkpoint_first_and_spoilt_ones_nothing(own_place):
+    """Seen to fail when the order was the other way, and when a spoilt run was an error."""
+    one = own_place.folder / "runs" / "one"
+    for step in (5, 1000):
+        shutil.copytree(one / "adapter", one / "checkpoints" / f"step-{step:06}")
+    (own_place.folder / "runs" / "two" / "config.json").write_text("{")
+    labels = [tuned.label for tuned in tuned_in(own_place.folder / "runs")]
+    assert labels == ["one", "one, step 1,000", "one, step 5"]
+
+
+def test_the_models_opened_last_are_kept(own_place):
+    """Seen to fail when those opened last were forgotten."""
+    names = []
+    for number in range(MOST_OPEN + 2):
+        link = own_place.folder / f"link{number}"
+        link.symlink_to("model")
+        names.append(str(link))
+    opened = {}
+    for name in names:
+        assert open_once(name, opened).name == name
+    assert list(opened) == names[-MOST_OPEN:]
+
+
+def test_the_sliders_begin_with_what_the_model_recommends(visit, own_place):
+    """Seen to fail with defaults of our own, with sliders on that do nothing, and without help."""
+    own = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 40}
+    (own_place.files.folder / "generation_config.json").write_text(json.dumps(own))
+    page = visit(place=own_place)
+    found = {slider.key.split(" of ")[0]: slider for slider in page.slider}
+    assert [found[name].value for name in ("temperature", "top_p", "top_k")] == [0.6, 0.9, 40]
+    assert all(slider.help for slider in page.slider) and not found["top_p"].disabled
+    found["temperature"].set_value(0.0).run()
+    off = {slider.key.split(" of ")[0] for slider in page.slider if slider.disabled}
+    assert off == {"top_p", "top_k", "min_p"}
+
+
+def test_a_seed_is_one_draw_and_another_seed_another(visit):
+    """Seen to fail when the seed of the page was not used."""
+    said = {}
+    for seed in (0, 0, 1):
+        page = visit()
+        page.slider(key=f"temperature of {page_folder(page)}").set_value(1.0)
+        page.number_input(key="seed").set_value(seed)
+        said.setdefault(seed, set()).add(say(page, "hello there").text)
+    assert len(said[0]) == len(said[1]) == 1 and said[0] != said[1]
+
+
+def test_a_rating_counts_and_what_is_not_learnt_is_told(visit):
+    """Seen to fail when a thumb did nothing, and when the line about it was missing."""
+    page = visit()
+    answer = say(page, "hello")
+    answer.state = "done"
+    page.feedback(key=f"rating {answer.key}").set_value(0).run()
+    assert answer.rating == 0 and "Answers left out: 1 rated down." in texts(page)
+    conversation_of(page).let_go = 7
+    assert "7 older exchanges are no longer kept." in texts(page.run())

@@ -11,9 +11,11 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
+import streamlit as st
 from browser import Seen, Server, chat_command, open_page, serve
 from conftest import ROOT
 from hub_server import hub
@@ -36,6 +38,20 @@ def addresses(server: Server) -> set[str]:
             if state == "0A" and int(port, 16) == server.port:
                 found.add(host)
     return found
+
+
+def test_the_settings_tell_nobody_and_watch_nothing():
+    """Seen to fail when statistics, the watcher, details of errors or a public address were on."""
+    sections = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())
+    wanted = {
+        "server": {"address": "127.0.0.1", "fileWatcherType": "none", "showEmailPrompt": False},
+        "browser": {"gatherUsageStats": False},
+        "client": {"showErrorDetails": "none"},
+    }
+    for section, settings in wanted.items():
+        assert sections[section].items() >= settings.items()
+        for name in sections[section]:
+            st.get_option(f"{section}.{name}")  # raises if Streamlit has no such setting
 
 
 @pytest.mark.parametrize("command", [chat_command(), plain_command()], ids=["python", "streamlit"])

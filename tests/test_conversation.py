@@ -272,3 +272,39 @@ def test_a_long_history_costs_no_more_than_its_room(chat_format, monkeypatch):
     prompt = prompt_that_fits(chat_format, "", history, Message("user", "x"), 1500)
     assert 0 < prompt.left_out < 200 and len(written) < 12
     assert max(written) <= 2 * len(prompt.messages) + 2
+
+
+def test_the_second_answer_of_a_comparison_is_settled_and_counted_but_not_learnt():
+    """Seen to fail when the base's answer was not settled, not counted, or was taught."""
+    chat = chat_of(("a", "tuned", {}))
+    [both] = chat.exchanges
+    both.base_answer = answered("a", "of the base", state="writing").answer
+    assert chat.characters() == len("a" + "tuned" + "of the base")
+    chat.settle()
+    assert [answer.state for answer in both.answers] == ["done", "stopped"]
+    assert said_in(chat) == (["Be brief. | a | tuned"], {})
+
+
+def test_a_corrected_answer_is_what_the_next_ones_know():
+    """Seen to fail when a message was never made anew, and when a correction left its trouble."""
+    chat = Conversation(
+        [answered("a", "wrong", state="failed", trouble="no memory"), Exchange("b")]
+    )
+    [(_, before)] = chat.history(by_base=False)
+    chat.exchanges[0].answer.correct("right")
+    [(_, after)] = chat.history(by_base=False)
+    answer = chat.exchanges[0].answer
+    assert (before.content, after.content) == ("wrong", "right")
+    assert (answer.state, answer.trouble, answer.is_corrected) == ("done", "", True)
+
+
+def test_a_question_can_be_asked_again_and_again_and_a_cleared_chat_is_new():
+    """Seen to fail when each attempt was the first, and when what was let go was still counted."""
+    chat = Conversation([answered("a", "A")], let_go=3)
+    for attempt in range(1, 4):
+        chat.ask_again(chat.exchanges[-1], "a")
+        assert chat.exchanges[-1].attempt == attempt
+    chat.ask_again(chat.exchanges[-1], "b")
+    assert chat.exchanges[-1].attempt == 0, "another question, and its first answer"
+    chat.clear()
+    assert not chat.exchanges and not chat.let_go

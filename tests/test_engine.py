@@ -28,8 +28,10 @@ from app.model_files import open_model
 from app.turns import Turns
 from lora.durable import publish_folder
 from lora.inject import lora_layers
+from model.generate import stream
 from model.generation_config import SamplingConfig
 from model.llama import Llama
+from model.sampling import Sampler
 from model.weights import load_model
 
 
@@ -228,7 +230,9 @@ def test_old_caches_make_room_for_new_ones(chat_place, monkeypatch):
     monkeypatch.setattr(app.engine, "CACHE_BYTES", 1)
     answers(engine, request(chat_place, "hello", conversation="7"))
     kept = [name for name, _, _ in engine.caches]
-    assert kept == ["4", "5", "6"], "one that is too large by itself must not cost the others theirs"
+    assert kept == ["4", "5", "6"], (
+        "one that is too large by itself must not cost the others theirs"
+    )
 
 
 @pytest.mark.parametrize(
@@ -338,3 +342,89 @@ def test_a_seed_fixes_the_draws_of_its_own_answer(chat_place):
     engine = new_engine()
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda one: answers(engine, one), asked)) == expected
+
+
+def test_an_answer_is_what_the_model_streams(chat_place):
+    """Seen to fail when the last bytes of an answer, its seed or its length were dropped."""
+    model, files = load_model(chat_place.files.folder, torch.float32), chat_place.files
+    sampling, engine, halves = SamplingConfig(temperature=1.0), new_engine(), 0
+    for seed in range(20):
+        asked = request(chat_place, "hello", length=5, sampling=sampling, seed=seed)
+        sampler = Sampler(sampling, seed, engine.device)
+        tokens = list(stream(model, asked.ids, sampler, files.stop_ids, 5))
+        written = list(engine.answer([asked], lambda what: None))
+        assert "".join(more.text for more in written) == files.tokenizer.decode(tokens)
+        assert written[-1].tokens == len(tokens)
+        halves += files.tokenizer.decode(tokens).endswith("\ufffd")
+    assert halves and not engine.caches
+
+
+def test_an_answer_is_cut_only_where_the_longest_ends(chat_place):
+    """Seen to fail when no answer was called cut, and when the model's stop tokens were ignored."""
+    engine, asked = new_engine(), request(chat_place, "hello", length=5)
+    cut = [written.is_cut for written in engine.answer([asked], lambda what: None)]
+    assert cut == [False] * 4 + [True, True]
+    stops = replace(chat_place.files, stop_ids=frozenset(range(400)))
+    [ended] = engine.answer([replace(asked, files=stops)], lambda what: None)
+    assert ended.tokens == 0 and not ended.is_cut
+
+
+def test_what_an_answer_waits_for_is_told(chat_place):
+    """Seen to fail when loading and reading were not told."""
+    engine, told = new_engine(), []
+    for _ in range(2):
+        answers(engine, request(chat_place, "hello"), tell=told.append)
+    assert told == [f"Loading {chat_place.files.name} …", "Reading …", "Reading …"]
+
+
+def test_the_model_has_the_dtype_that_was_asked_for(chat_place):
+    """Seen to fail when the dtype was always chosen by the device."""
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        engine = Engine("cpu", name)
+        answers(engine, request(chat_place, "hello"))
+        assert engine.model.lm_head.weight.dtype == dtype
+
+
+def test_the_weights_are_hashed_once_for_each_model(chat_place, own_place, monkeypatch):
+    """Seen to fail when each adapter had them hashed, and when another model kept the hash."""
+    hashed, weights_sha256 = [], app.engine.weights_sha256
+    monkeypatch.setattr(
+        app.engine, "weights_sha256", lambda path: hashed.append(path) or weights_sha256(path)
+    )
+    engine = new_engine()
+    for name in ("one", "two", "one"):
+        answers(engine, request(chat_place, "hello", name))
+    assert hashed == [chat_place.files.folder]
+    change_last_byte(own_place.files.folder / "model.safetensors")
+    with pytest.raises(ValueError, match="was trained on other weights"):
+        answers(engine, request(own_place, "hello", "one"))
+
+
+def test_a_cache_that_is_used_again_is_kept_longest(chat_place, monkeypatch):
+    """Seen to fail when use did not move a cache to the end, or with half its size counted."""
+    engine = new_engine()
+    answers(engine, request(chat_place, "hello", conversation="0"))
+    [one] = engine.caches.values()
+    c = chat_place.files.config
+    numbers = c.num_hidden_layers * c.num_key_value_heads * c.head_dim * one.capacity
+    monkeypatch.setattr(app.engine, "CACHE_BYTES", 3 * 2 * 4 * numbers)  # keys, values; 4 bytes
+    for name in "123" + "1" + "45":
+        answers(engine, request(chat_place, "hello", conversation=name))
+    assert [name for name, _, _ in engine.caches] == ["1", "4", "5"]
+
+
+def test_a_cache_grows_with_its_conversation(chat_place, monkeypatch):
+    """Seen to fail when a kept cache did not grow, and when one was larger than the context."""
+    monkeypatch.setattr(app.engine, "PREFILL_TOKENS", 16)
+    monkeypatch.setattr(app.engine, "CACHE_BLOCK", 64)
+    said = ["hello", "yes", "hello there " * 14, "yes", "hello there " * 8, "yes", "and then"]
+    asked = [request(chat_place, said[:count], conversation="a") for count in (1, 3, 5, 7)]
+    context = len(asked[-1].ids) + asked[-1].max_new_tokens
+    engine, capacities = new_engine(), []
+    answers(engine, request(chat_place, "hello"))
+    engine.model.config = replace(engine.model.config, max_position_embeddings=context)
+    for one in asked:
+        assert answers(engine, one) == alone(replace(one, conversation=None))
+        [cache] = engine.caches.values()
+        capacities.append(cache.capacity)
+    assert capacities[0] % 64 == 0 and capacities[0] < capacities[1] < capacities[-1] == context
