@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
@@ -39,6 +40,10 @@ NO_MEMORY = (
     "--dtype or --device"
 )
 FAILED = "the model failed at this answer; the server's log says more"
+# oneDNN, which multiplies 16-bit matrices on a CPU, compiles a kernel for every number of tokens
+# and keeps a thousand of them. These environment variables are its limits.
+KERNEL_LIMITS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+KERNELS_KEPT = 64
 CACHE_BYTES = 2**30  # of all caches together that are kept between turns
 CACHE_BLOCK = 2048  # tokens: a conversation's cache grows by this much, and so is seldom moved
 
@@ -101,6 +106,8 @@ class Engine:
     """
 
     def __init__(self, device: str = "auto", dtype: str = "auto") -> None:
+        for name in KERNEL_LIMITS:
+            os.environ.setdefault(name, str(KERNELS_KEPT))
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.turns = Turns()
