@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import streamlit as st
+from streamlit.components.v2 import component
 
 from app.conversation import Conversation
 from app.exchange import LONGEST_MESSAGE, draw_answers, draw_question, writing_places
@@ -25,6 +26,12 @@ from data.command_line import one_line
 if TYPE_CHECKING:
     from app.engine import Engine
 
+SHOW_THE_NEWEST = component(
+    "show_the_newest",
+    js="""export default () => {
+        document.querySelector("[data-testid=stAppScrollToBottomContainer]")?.scrollTo(0, 1e9);
+    }""",
+)
 DEMO_QUESTIONS = ("Where does Anna live?", "My name is Maja.", "What is 7 plus 5?")
 
 
@@ -60,8 +67,10 @@ def chat_page(config: PageConfig) -> None:
         if conversation.is_waiting:
             stop = conversation.stop
             st.button("Stop", icon=":material/stop_circle:", key="stop", on_click=stop)
+        if voice:
+            st.caption(safe_markdown(f"{voice.files.name}, {voice.label}"))
     with st.sidebar:
-        draw_keeping(conversation)
+        draw_keeping(conversation, "demo" if voice is None else voice.files.name)
     draw_conversation(conversation, voice)
     if voice and settings and conversation.is_waiting:
         answer_last(config, conversation, voice, settings, with_history, compares)
@@ -99,9 +108,10 @@ def draw_switches(voice: Voice | None, is_busy: bool) -> tuple[bool, bool]:
     return with_history, compares
 
 
-def draw_keeping(conversation: Conversation) -> None:
+def draw_keeping(conversation: Conversation, model: str) -> None:
     """What can be done with the conversation as a whole."""
     rows, missing = training_rows(conversation)
+    command = f"python train.py --model {model} --data chat.jsonl"
     st.download_button(
         "Save as training data",
         as_jsonl(rows),
@@ -111,11 +121,11 @@ def draw_keeping(conversation: Conversation) -> None:
         disabled=not rows,
         on_click="ignore",
         width="stretch",
-        help="Conversations in ShareGPT form, for `python train.py --data chat.jsonl`.",
+        help=safe_markdown(f"Conversations in ShareGPT form, for `{command}`."),
     )
     if missing:
         reasons = ", ".join(f"{count} {reason}" for reason, count in missing.items())
-        st.caption(f"Answers left out: {reasons}. Correct one to keep it and what follows on it.")
+        st.caption(f"Not in the file: {reasons}. A bad answer that is corrected is kept.")
     st.button(
         "Clear the chat",
         icon=":material/delete:",
@@ -173,4 +183,6 @@ def answer_last(
     except ValueError as error:
         conversation.end_unanswered("failed", str(error))
         return
-    write(engine, begun, writing_places([answer.by for answer, _ in begun]))
+    places = writing_places([answer.by for answer, _ in begun])
+    SHOW_THE_NEWEST(data=conversation.exchanges[-1].key)
+    write(engine, begun, places)

@@ -78,10 +78,10 @@ def writing_places(labels: list[str]) -> list[DeltaGenerator]:
 def notes(answer: Answer) -> str:
     """What is to be known of an answer, in one line."""
     parts = []
-    if answer.tokens:
+    if answer.tokens and not answer.is_corrected:
         parts.append(f"{answer.tokens:,} token{'s' * (answer.tokens > 1)}")
         parts.append(f"{speed(answer)} tokens/s")
-        parts.append(f"the first after {answer.to_first:.2f} s")
+        parts.append(f"first token after {answer.to_first:.2f} s")
     if not answer.with_history:
         parts.append("answered without history")
     if answer.left_out:
@@ -176,7 +176,7 @@ def ask_for(label: str, before: str, button: str) -> str:
     return ""
 
 
-@st.dialog("What the model saw", width="large")
+@st.dialog("What the model saw", width="medium")
 def what_it_saw(answer: Answer, opened: dict[str, ModelFiles]) -> None:
     """Shows the prompt of an answer, token by token."""
     from app.saw import show_what_it_saw

@@ -9,7 +9,7 @@ from typing import Any
 from app.conversation import Answer, Conversation
 from data.chat_format import Message
 
-AFTER_A_GAP = "after a gap"
+AFTER_A_GAP = "after one that is left out or was asked without history"
 REASONS = {"cut": "too long", "stopped": "stopped", "failed": "failed", "done": "rated down"}
 
 

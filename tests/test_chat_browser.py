@@ -66,6 +66,7 @@ def say(seen: Seen, text: str) -> str:
     finished = messages(seen).last.get_by_text(re.compile(r"^\d+ tokens")).first
     expect(finished).to_be_visible(timeout=30_000)
     expect(seen.page.get_by_role("button", name="Stop")).to_have_count(0, timeout=30_000)
+    expect(finished).to_be_in_viewport()
     return messages(seen).last.get_by_test_id("stMarkdownContainer").first.inner_text()
 
 
@@ -187,7 +188,7 @@ def test_a_chat_becomes_training_data(chat: Seen, tmp_path: Path):
     expect(messages(chat).nth(3).get_by_text(re.compile("corrected by hand"))).to_be_visible()
     say(chat, "What is 2 plus 2?")
     messages(chat).nth(5).get_by_text("thumb_down").click()
-    expect(chat.page.get_by_text(re.compile("Answers left out: 1 rated down"))).to_be_visible()
+    expect(chat.page.get_by_text(re.compile("Not in the file: 1 rated down"))).to_be_visible()
     with chat.page.expect_download() as download:
         chat.page.get_by_role("button", name="Save as training data").click()
     saved = tmp_path / "chat.jsonl"
@@ -215,6 +216,20 @@ def test_a_message_can_be_edited_and_an_answer_given_again(chat: Seen):
     chat.page.get_by_role("button", name="Answer again").click()
     expect(messages(chat).last.get_by_text("2 plus 3 is 5.")).to_be_visible(timeout=30_000)
     expect(messages(chat)).to_have_count(2)
+
+
+def test_a_message_brings_the_newest_into_view_wherever_the_page_was(chat: Seen):
+    """`say` looks for the answer in the viewport. Seen to fail when nothing scrolled to it."""
+    for question in ("My name is Maja.", "Where does Anna live?", "What is 2 plus 2?"):
+        say(chat, question)
+    flip(chat, "Use chat history")
+    say(chat, "What is my name?")
+    flip(chat, "Use chat history")
+    flip(chat, "Compare with the base")
+    say(chat, "Where does Anna live?")
+    messages(chat).first.scroll_into_view_if_needed()
+    expect(messages(chat).last).not_to_be_in_viewport()
+    say(chat, "What is 2 plus 3?")
 
 
 def test_markup_in_a_message_stays_text(chat: Seen):

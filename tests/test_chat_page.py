@@ -386,9 +386,9 @@ def test_speed_is_that_of_the_tokens_after_the_first():
     read = Written(0, "", 0, False, 2.0)
     tokens = [Written(0, "a", n, False, 2.5 + (n - 1) / 3) for n in range(1, 8)]
     app.writing.follow([read, *tokens], [answer], lambda: None)
-    assert notes(answer) == "7 tokens · 3.0 tokens/s · the first after 2.50 s"
+    assert notes(answer) == "7 tokens · 3.0 tokens/s · first token after 2.50 s"
     one = an_answer(text="a", tokens=1, to_first=0.05, seconds=0.05, state="done")
-    assert notes(one) == "1 token · 20 tokens/s · the first after 0.05 s"
+    assert notes(one) == "1 token · 20 tokens/s · first token after 0.05 s"
 
 
 def test_the_line_below_an_answer_says_how_it_ended():
@@ -522,6 +522,6 @@ def test_a_rating_counts_and_what_is_not_learnt_is_told(visit):
     answer = say(page, "hello")
     answer.state = "done"
     page.feedback(key=f"rating {answer.key}").set_value(0).run()
-    assert answer.rating == 0 and "Answers left out: 1 rated down." in texts(page)
+    assert answer.rating == 0 and "Not in the file: 1 rated down." in texts(page)
     conversation_of(page).let_go = 7
     assert "7 older exchanges are no longer kept." in texts(page.run())

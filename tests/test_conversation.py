@@ -23,7 +23,7 @@ from app.conversation import (
     prompt_that_fits,
 )
 from app.model_files import open_model
-from app.training_rows import as_jsonl, training_rows
+from app.training_rows import AFTER_A_GAP, as_jsonl, training_rows
 from data.chat_format import ChatFormat, Message
 from data.conversations import conversation_of
 
@@ -174,17 +174,17 @@ def test_no_row_teaches_what_it_does_not_say():
     chat = chat_of(("a", "A", {}), ("name?", "I do not know.", without), ("c", "C", {}))
     assert said_in(chat) == (
         ["Be brief. | a | A", "Be brief. | name? | I do not know."],
-        {"after a gap": 1},
+        {AFTER_A_GAP: 1},
     )
     chat = chat_of(("I am Maja.", "Hello, Maja!", without), ("name?", "Maja.", {}))
     assert said_in(chat) == (["Be brief. | I am Maja. | Hello, Maja! | name? | Maja."], {})
     other = {"system": Message("system", "Sing.")}
     chat = chat_of(("a", "A", {}), ("b", "B", other))
-    assert said_in(chat) == (["Be brief. | a | A"], {"after a gap": 1})
+    assert said_in(chat) == (["Be brief. | a | A"], {AFTER_A_GAP: 1})
     chat = chat_of(("a", "A", {}), ("b", "B", {}), ("c", "C", {}))
     last = chat.exchanges[-1].answer
     last.saw = (last.saw[0], *last.saw[3:])  # a had no room
-    assert said_in(chat) == (["Be brief. | a | A | b | B"], {"after a gap": 1})
+    assert said_in(chat) == (["Be brief. | a | A | b | B"], {AFTER_A_GAP: 1})
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_no_row_teaches_what_it_does_not_say():
 )
 def test_a_bad_answer_and_what_follows_on_it_are_left_out_until_it_is_corrected(bad, reason):
     chat = chat_of(("a", "A", {}), ("b", "bad", bad), ("c", "C", {}), ("d", "D", {}))
-    assert said_in(chat) == (["Be brief. | a | A"], {reason: 1, "after a gap": 2})
+    assert said_in(chat) == (["Be brief. | a | A"], {reason: 1, AFTER_A_GAP: 2})
     chat.exchanges[1].answer.correct("good")
     assert said_in(chat) == (["Be brief. | a | A | b | good | c | C | d | D"], {})
     assert chat.exchanges[1].answer.rating is None
