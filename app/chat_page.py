@@ -65,8 +65,8 @@ def chat_page(config: PageConfig) -> None:
     with switches:
         with_history, compares = draw_switches(voice, is_busy=conversation.is_waiting)
         if conversation.is_waiting:
-            stop = conversation.stop
-            st.button("Stop", icon=":material/stop_circle:", key="stop", on_click=stop)
+            icon = ":material/stop_circle:"
+            st.button("Stop", icon=icon, key="stop", on_click=conversation.stop)
         if voice:
             st.caption(safe_markdown(f"{voice.files.name}, {voice.label}"))
     with st.sidebar:

@@ -139,7 +139,7 @@ class Conversation:
                     answer.state = "stopped"
 
     def end_unanswered(self, state: State, trouble: str = "") -> None:
-        """Notes of a question that nobody has taken up that nobody will."""
+        """Gives a question that waits for an answer an empty one, so that it waits no longer."""
         if self.is_waiting:
             self.exchanges[-1].answer = Answer("", "", (), True, state=state, trouble=trouble)
 

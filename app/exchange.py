@@ -11,13 +11,7 @@ from app.safe_markdown import safe_markdown
 from app.voice import open_once
 
 LONGEST_MESSAGE = 100_000  # characters
-HOW_IT_ENDED = {
-    "writing": "",
-    "done": "",
-    "cut": "reached the longest answer",
-    "stopped": "stopped",
-    "failed": "failed",
-}
+HOW_IT_ENDED = {"cut": "reached the longest answer", "stopped": "stopped", "failed": "failed"}
 
 
 def draw_question(exchange: Exchange) -> None:
@@ -88,7 +82,7 @@ def notes(answer: Answer) -> str:
         parts.append(f"{left_out(answer.left_out)} had no room")
     if answer.state == "done" and not answer.text.strip():
         parts.append("an empty answer")
-    if HOW_IT_ENDED[answer.state]:
+    if answer.state in HOW_IT_ENDED:
         parts.append(HOW_IT_ENDED[answer.state])
     if answer.is_corrected:
         parts.append("corrected by hand")
@@ -121,15 +115,15 @@ def draw_judgement(answer: Answer, is_busy: bool) -> None:
         on_change=rate,
         disabled=is_busy,
     )
-    if st.button("Correct", key=f"correct {answer.key}", type="tertiary", disabled=is_busy):
+    key = f"correct {answer.key}"
+    if st.button("Correct", key=key, type="tertiary", disabled=is_busy or not answer.saw):
         correct(answer)
 
 
 def draw_saw(answer: Answer, opened: dict[str, ModelFiles], is_busy: bool) -> None:
     """What opens the prompt of an answer, if it got so far as to have one."""
-    key = f"saw {answer.key}"
-    is_closed = is_busy or not answer.saw
-    if st.button("What the model saw", key=key, type="tertiary", disabled=is_closed):
+    key, is_off = f"saw {answer.key}", is_busy or not answer.saw
+    if st.button("What the model saw", key=key, type="tertiary", disabled=is_off):
         what_it_saw(answer, opened)
 
 

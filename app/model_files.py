@@ -6,18 +6,18 @@ Needs no PyTorch, so that a wrong name is told before it is loaded.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.safe_markdown import printable
 from data.chat_format import ChatFormat, chat_format_of
 from data.hub import fetch_model
 from data.tokenizer import Tokenizer
-from lora.choose_run import written_last
+from lora.choose_run import runs_in, without_revision
 from lora.config import CONFIG_FILE, BaseModel, find_adapter, read_config
 from lora.durable import verify_folder
-from lora.run_folder import CONFIG, RunFolder
+from lora.run_folder import RunFolder
 from model.config import LlamaConfig
 from model.generation_config import SamplingConfig, stop_ids
 
@@ -115,9 +115,8 @@ def tuned_in(runs: Path) -> list[Tuned]:
 
     A run whose files cannot be read, or whose name cannot be shown, has none.
     """
-    folders = [path.parent for path in runs.glob(f"*/{CONFIG}")]
     found: list[Tuned] = []
-    for folder in sorted(folders, key=last_change, reverse=True):
+    for folder in runs_in(runs):
         run = RunFolder(folder, writes=False)
         try:
             config = run.saved_config()
@@ -127,7 +126,7 @@ def tuned_in(runs: Path) -> list[Tuned]:
         model, revision = config.get("model"), config.get("model_revision")
         if not isinstance(model, str) or not isinstance(revision, str | None):
             continue
-        if not can_be_shown(f"{folder.name} {model} {revision}"):
+        if (shown := f"{folder.name} {model} {revision}") != printable(shown):
             continue
         if (run.adapter / CONFIG_FILE).is_file():
             found.append(Tuned(folder.name, run.adapter, model, revision))
@@ -135,14 +134,6 @@ def tuned_in(runs: Path) -> list[Tuned]:
             label = f"{folder.name}, step {step:,}"
             found.append(Tuned(label, run.checkpoint(step), model, revision))
     return found
-
-
-def last_change(run: Path) -> float:
-    """When a run last did something; 0 if it has just been removed."""
-    try:
-        return written_last(run)
-    except OSError:
-        return 0
 
 
 def tuned_from(path: str) -> Tuned:
@@ -173,13 +164,3 @@ def same_model(one: str, other: str) -> bool:
     if all(folder.is_dir() for folder in folders):
         return same_folder(*folders)
     return without_revision(one) == without_revision(other)
-
-
-def without_revision(name: str) -> str:
-    """A model's name without `@revision`."""
-    return re.sub(r"@[^/]*$", "", name)
-
-
-def can_be_shown(text: str) -> bool:
-    """Whether a browser can be sent a text: half a UTF-16 pair, as odd file names have, cannot."""
-    return text == text.encode("utf-8", "replace").decode()

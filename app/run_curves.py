@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora.choose_run import written_last
+from app.safe_markdown import printable
+from lora.choose_run import runs_in, written_last
 from lora.run_folder import CONFIG, DATA, METRICS, RunFolder
 from lora.train_config import TrainConfig
 
@@ -61,19 +62,12 @@ class RunCurves:
 
 def list_runs(folder: Path) -> dict[str, Path]:
     """The runs in a folder by name, the one that was written last first; none if there is none."""
-    try:
-        found = [path for path in folder.iterdir() if (path / CONFIG).is_file()]
-    except OSError:
-        return {}
-    return {printable(path.name): path for path in sorted(found, key=age)}
+    return {printable(path.name): path for path in runs_in(folder)}
 
 
 def age(folder: Path) -> float:
-    """Seconds since a run last wrote something; infinite if it is gone."""
-    try:
-        return time.time() - written_last(folder)
-    except OSError:
-        return math.inf
+    """Seconds since a run last wrote something; those since 1970 if it is gone."""
+    return time.time() - written_last(folder)
 
 
 def is_training(folder: Path) -> bool:
@@ -133,11 +127,6 @@ def number(value: object) -> float:
     """A finite number out of a file; NaN for whatever else stands there."""
     is_number = isinstance(value, int | float) and abs(value) < 1e300
     return float(value) if is_number else math.nan  # type: ignore[arg-type]
-
-
-def printable(text: object) -> str:
-    """Text that can be sent to a browser: half a UTF-16 pair, as in odd file names, cannot."""
-    return str(text).encode("utf-8", "replace").decode()
 
 
 # --- curves ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from app.run_curves import printable
+from app.safe_markdown import printable
 from lora.run_folder import DATA, RunFolder
 
 

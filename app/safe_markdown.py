@@ -76,7 +76,7 @@ def safe_markdown(text: str) -> str:
     that it takes for unfinished.
     """
     # Whatever any parser takes for the end of a line becomes \n; half a character becomes a ?.
-    text = "\n".join(text.encode("utf-8", "replace").decode().splitlines())
+    text = "\n".join(printable(text).splitlines())
     # Streamlit's page replaces this before anything is parsed, in code too.
     lines = deque(text.replace(":material/", f":{WORD_JOINER}material/").split("\n"))
     shown: list[str] = []
@@ -107,6 +107,11 @@ def safe_markdown(text: str) -> str:
             shown.append(prose(line, near_table[-len(lines)]))
             lines.popleft()
     return "\n".join(shown)
+
+
+def printable(text: object) -> str:
+    """Text that can be sent to a browser: half a UTF-16 pair, as in odd file names, cannot."""
+    return str(text).encode("utf-8", "replace").decode()
 
 
 def near_table_rule(lines: Iterable[str]) -> list[bool]:

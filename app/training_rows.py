@@ -10,6 +10,7 @@ from app.conversation import Answer, Conversation
 from data.chat_format import Message
 
 AFTER_A_GAP = "after one that is left out or was asked without history"
+# By how it ended, and "done" is only left out if somebody did not like it.
 REASONS = {"cut": "too long", "stopped": "stopped", "failed": "failed", "done": "rated down"}
 
 
@@ -50,7 +51,7 @@ def why_not(answer: Answer | None) -> str:
     """Why an answer is not worth learning, in two words."""
     if answer is None:
         return "unanswered"
-    return REASONS.get(answer.state, "") if answer.text.strip() or answer.trouble else "empty"
+    return REASONS[answer.state] if answer.text.strip() or answer.trouble else "empty"
 
 
 def turn_of(speaker: str, text: str) -> dict[str, Any]:

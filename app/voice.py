@@ -15,11 +15,11 @@ from app.model_files import (
     same_model,
     tuned_from,
     tuned_in,
-    without_revision,
 )
 from app.page_config import PageConfig
 from app.safe_markdown import safe_markdown
 from data.download import download_bars
+from lora.choose_run import without_revision
 from lora.config import find_adapter
 
 BASE_ONLY = "base only"

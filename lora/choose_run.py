@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,24 +51,33 @@ def choose_run(given: Mapping[str, Any], writes: bool) -> tuple[TrainConfig, Run
 def default_name(config: TrainConfig) -> str:
     """MODEL-DATA, both without owner, path, revision and suffix."""
     parts = [config.model, *config.data]
-    names = (re.sub(r"@[^/]*$", "", part).rstrip("/").rpartition("/")[2] for part in parts)
+    names = (without_revision(part).rstrip("/").rpartition("/")[2] for part in parts)
     plain = (re.sub(r"\.(parquet|jsonl|json)$", "", name) for name in names)
     return "-".join(re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "local" for name in plain)
+
+
+def without_revision(name: str) -> str:
+    """The name of a model or data set without `@revision`."""
+    return re.sub(r"@[^/]*$", "", name)
 
 
 def newest_run(pattern: Path) -> Path | None:
     """The run whose log was written last, of those with this name or a number behind it."""
     name = pattern.name
-    found = [
-        folder
-        for folder in pattern.parent.glob("*")
-        if (folder / CONFIG).is_file()
-        and (name == "*" or re.fullmatch(re.escape(name) + r"(-\d+)?", folder.name))
-    ]
-    return max(found, key=written_last, default=None)
+    numbered = re.compile(re.escape(name) + r"(-\d+)?")
+    runs = runs_in(pattern.parent)
+    return next((run for run in runs if name == "*" or numbered.fullmatch(run.name)), None)
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The runs in a folder, the one whose log was written last first; none if there is none."""
+    found = [path.parent for path in folder.glob(f"*/{CONFIG}") if path.is_file()]
+    return sorted(found, key=written_last, reverse=True)
 
 
 def written_last(folder: Path) -> float:
-    """When the run last did something, in seconds since 1970."""
-    log = folder / METRICS
-    return (log if log.exists() else folder / CONFIG).stat().st_mtime
+    """When the run last did something, in seconds since 1970; 0 if it has just been removed."""
+    for name in (METRICS, CONFIG):
+        with contextlib.suppress(OSError):
+            return (folder / name).stat().st_mtime
+    return 0

@@ -176,9 +176,9 @@ def test_clear_forgets_the_conversation(visit):
 def test_what_the_model_saw_opens(visit):
     page = visit()
     answer = say(page, "hello")
+    assert "Point at a token" not in texts(page)
     page.button(key=f"saw {answer.key}").click().run()
-    assert not page.exception
-    assert "What the model saw" in str(page)
+    assert not page.exception and "Point at a token" in texts(page)
 
 
 def test_visitors_share_one_model_and_nothing_else(visit, monkeypatch):
