@@ -269,18 +269,21 @@ def test_the_keyboard_alone_is_enough_to_chat(chat: Seen):
         if page.evaluate(focused):
             break
     assert page.evaluate(focused), "the box for messages cannot be reached by Tab"
-    page.keyboard.type("My name is Maja.")
-    page.keyboard.press("Enter")
-    expect(messages(chat).last.get_by_text(re.compile("tokens"))).to_be_visible(timeout=30_000)
-    page.keyboard.type("What is my name?")
-    page.keyboard.press("Enter")
-    expect(messages(chat)).to_have_count(4, timeout=30_000)
-    expect(messages(chat).last.get_by_text("Your name is Maja.")).to_be_visible(timeout=30_000)
-    page.keyboard.press("Shift+Tab")
-    for _ in range(6):
-        if page.evaluate("document.activeElement.getAttribute('aria-label')") == "Use chat history":
-            break
+    for question, count in (("My name is Maja.", 2), ("What is my name?", 4)):
+        page.keyboard.type(question)
+        page.keyboard.press("Enter")
+        expect(messages(chat)).to_have_count(count, timeout=30_000)
+        finished = messages(chat).last.get_by_text(re.compile("tokens/s"))
+        expect(finished).to_be_visible(timeout=30_000)
+        # The switches are off for as long as the answer is written.
+        expect(page.get_by_role("button", name="Stop")).to_have_count(0, timeout=30_000)
+    expect(messages(chat).last.get_by_text("Your name is Maja.")).to_be_visible()
+    on_the_switch = "document.activeElement.getAttribute('aria-label') === 'Use chat history'"
+    for _ in range(8):
         page.keyboard.press("Shift+Tab")
+        if page.evaluate(on_the_switch):
+            break
+    assert page.evaluate(on_the_switch), "the switch cannot be reached from the box"
     page.keyboard.press("Space")
     page.wait_for_timeout(500)
     assert "Maja" not in say(chat, "What is my name?")
