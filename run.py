@@ -8,22 +8,27 @@ from __future__ import annotations
 import dataclasses
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from data.batches import steps_per_epoch
 from data.chat_format import ChatFormat, Message, chat_format_of
 from data.hub import fetch_model
 from data.tokenizer import Tokenizer
 from data.training_data import TrainingData, load_training_data
+from lora.backup import Backup, FolderPlace, Place
 from lora.checkpoint import load_checkpoint, trainable
-from lora.choose_run import choose_run
+from lora.choose_run import choose_config, choose_folder
 from lora.config import BaseModel
 from lora.inject import add_lora
 from lora.progress import plan
+from lora.restore import check_apart, fetch_newer
 from lora.run_folder import RunFolder
 from lora.train_config import TrainConfig
 from model.config import LlamaConfig
@@ -34,6 +39,8 @@ from model.memory import fit_passes, recompute_activations, training_bytes
 from model.weights import load_model, weights_sha256
 from model.world import World, is_main
 
+HUB = "hub:"  # before the name of a repo that is a backup
+
 
 @dataclass
 class Run:
@@ -41,6 +48,7 @@ class Run:
 
     config: TrainConfig
     folder: RunFolder
+    backup: Backup
     world: World
     tokenizer: Tokenizer
     data: TrainingData
@@ -67,10 +75,18 @@ class Run:
 
 
 def prepare(given: Mapping[str, Any]) -> Run:
-    """Finds, checks and loads all that the flags name; nothing is written into the run's folder."""
-    config, folder = choose_run(given, writes=is_main())
-    world = World(config.device)
-    saved = folder.saved_config() if config.resume else {}
+    """Finds, checks and loads all that the flags name.
+
+    Nothing is written into the run's folder but, if a backup has one that is newer, a checkpoint.
+    """
+    folder = choose_folder(given, writes=is_main())
+    world = World(given.get("device", "auto"))
+    with world.main_first():
+        backup = open_backup(given, folder)
+        for line in fetch_newer(folder, backup, given):
+            world.print(line)
+    saved = folder.saved_config() if given.get("resume") else {}
+    config = choose_config(given, saved, folder.path)
     with world.main_first():
         snapshot = fetch_model(pinned(config.model, saved.get("model_revision")))
         chat_format = chat_format_of(Tokenizer.from_folder(snapshot.path))
@@ -83,19 +99,53 @@ def prepare(given: Mapping[str, Any]) -> Run:
     torch.manual_seed(config.seed)
     add_lora(model, config.lora)
     config = fit_to_machine(config, model, world, longest=int(data.train.lengths.max()))
-    adam = torch.optim.AdamW(
-        [p for _, p in trainable(model)],
-        betas=(config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-        fused=world.device.type == "cuda",
-    )
     # In float16 small gradients would round to zero. So the loss is scaled up, and the gradients
     # are scaled down again once they are in float32. For other dtypes the scaler does nothing.
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
     base = BaseModel(snapshot.public_name, snapshot.revision, weights_sha256(snapshot.path))
     stops = stop_ids(snapshot.path) | chat_format.end_ids
-    tokenizer = chat_format.tokenizer
-    return Run(config, folder, world, tokenizer, data, prompts, model, base, stops, adam, scaler)
+    return Run(
+        config=config,
+        folder=folder,
+        backup=backup,
+        world=world,
+        tokenizer=chat_format.tokenizer,
+        data=data,
+        prompts=prompts,
+        model=model,
+        base=base,
+        stop_ids=stops,
+        optimizer=adam_w(model, config, world.device),
+        scaler=scaler,
+    )
+
+
+def adam_w(model: Llama, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW over the weights that are trained."""
+    return torch.optim.AdamW(
+        [p for _, p in trainable(model)],
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=device.type == "cuda",
+    )
+
+
+def open_backup(given: Mapping[str, Any], folder: RunFolder) -> Backup:
+    """Where checkpoints are copied to, if anywhere: the main process does that for all."""
+    saved = folder.saved_config() if given.get("resume") else {}
+    name = given.get("backup", saved.get("backup"))
+    if name is None or not folder.writes:
+        return Backup(None)
+    place: Place
+    if name.startswith(HUB):
+        from data.hub_backup import HubPlace
+
+        place = HubPlace(name.removeprefix(HUB))
+    else:
+        place = FolderPlace(Path(name).expanduser())
+        check_apart(place.folder, folder)
+    place.open()
+    return Backup(place)
 
 
 def pinned(name: str, revision: str | None) -> str:
@@ -205,3 +255,15 @@ def announce(run: Run) -> None:
         "folder": run.folder.path,
     }
     run.world.print(plan(numbers))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context without dropout and without gradients; afterwards all is as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

@@ -17,8 +17,8 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import torch
@@ -41,13 +41,14 @@ from model.llama import Llama
 from model.loss import summed_cross_entropy
 from model.memory import peak_bytes
 from model.sampling import Sampler
-from run import Run, announce, prepare, resume
+from run import Run, announce, evaluating, prepare, resume
 
 OUT_OF_MEMORY = (
     "the device has not enough memory: lower --micro-batch-tokens, or add "
     "--checkpoint-activations on; with --resume too it goes on from the last checkpoint"
 )
 STOPPED_BY_OTHERS = 1  # the exit status where the signal reached another process
+NOT_BACKED_UP = 3  # the exit status of a run that is done, but only here
 LONGEST_SAMPLE = 96  # tokens
 MOST_BROKEN_STEPS = 10  # in a row with gradients that are not finite: more will not help
 
@@ -61,17 +62,20 @@ def main(given: Mapping[str, Any]) -> int:
     with Interrupt() as interrupt:
         done = train(run, done, interrupt)
         save(run, done)
+        if done == run.steps:
+            run.folder.publish_adapter(result(run))
+        trouble = run.backup.finish(lambda: done < run.steps or bool(interrupt.signal))
+    run.world.close()
+    if trouble:
+        run.world.print(f"step {done} is not in {run.config.backup} ({trouble}), only here")
     if done < run.steps:
-        run.world.close()
         run.world.print(f"stopped after step {done} of {run.steps}, all saved in {run.folder.path}")
         run.world.print("the same command with --resume goes on from there")
         return interrupt.exit_status or STOPPED_BY_OTHERS
-    run.folder.publish_adapter(result(run))
     records, peak = run.folder.records(), peak_bytes(run.world.device)
     seconds = time.perf_counter() - started
     run.world.print(summary(records, seconds, peak, run.folder.adapter, run.config.model))
-    run.world.close()
-    return 0
+    return NOT_BACKED_UP if trouble else 0
 
 
 def train(run: Run, done: int, interrupt: Interrupt) -> int:
@@ -94,7 +98,8 @@ def train(run: Run, done: int, interrupt: Interrupt) -> int:
                 )
             done += 1
             log_step(run, done, step)
-            bar.update(step.loss, learning_rate(done - 1, run.steps, config), step.speed)
+            lr = learning_rate(done - 1, run.steps, config)
+            bar.update(step.loss, lr, step.speed, run.backup.status)
             if done == first + 3:
                 seconds = (time.perf_counter() - started) / 3 * (run.steps - done)
                 run.world.note(time_left(seconds, run.world.device.type, "the first steps"))
@@ -228,18 +233,6 @@ def evaluate_if_due(run: Run, done: int) -> None:
                 action(run, done)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A context without dropout and without gradients; afterwards all is as it was."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
 def evaluate(run: Run, done: int) -> None:
     """Logs the mean loss over all target tokens of the held-out conversations."""
     held_out, everything = run.data.held_out, range(len(run.data.held_out))
@@ -265,9 +258,10 @@ def sample(run: Run, done: int) -> None:
 
 
 def save(run: Run, done: int) -> None:
-    """Publishes a checkpoint after `done` steps, and then drops the oldest."""
+    """Publishes a checkpoint after `done` steps, drops the oldest, and has it copied elsewhere."""
     files = checkpoint_files(done, run.model, run.config.lora, run.base, run.optimizer, run.scaler)
     run.folder.publish_checkpoint(done, files, run.config.keep)
+    run.backup.copy(done, files | run.folder.own_files())
 
 
 def result(run: Run) -> dict[str, bytes]:

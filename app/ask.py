@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.model_files import ModelFiles, check_base, check_checkpoint, open_model
+from app.model_files import ModelFiles, open_model
 from data.chat_format import Message
 from data.command_line import argument, option
 from data.tokenizer import Tokenizer
-from lora.config import CONFIG_FILE, find_adapter, read_config
+from lora.choose_adapter import check_base, check_checkpoint, find_adapter
+from lora.config import CONFIG_FILE, read_config
 from model.generation_config import SamplingConfig, room_for
 
 if TYPE_CHECKING:

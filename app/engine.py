@@ -22,9 +22,10 @@ from typing import NamedTuple
 
 import torch
 
-from app.model_files import ModelFiles, check_base, check_checkpoint
+from app.model_files import ModelFiles
 from app.turns import Turns
 from lora.adapter import WEIGHTS_FILE, load_adapter
+from lora.choose_adapter import check_base, check_checkpoint
 from lora.config import CONFIG_FILE
 from lora.inject import lora_disabled, remove_lora
 from model.cache import KVCache

@@ -6,7 +6,6 @@ Needs no PyTorch, so that a wrong name is told before it is loaded.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +13,9 @@ from app.safe_markdown import printable
 from data.chat_format import ChatFormat, chat_format_of
 from data.hub import fetch_model
 from data.tokenizer import Tokenizer
+from lora.choose_adapter import base_of, find_adapter
 from lora.choose_run import runs_in, without_revision
-from lora.config import CONFIG_FILE, BaseModel, find_adapter, read_config
-from lora.durable import verify_folder
+from lora.config import CONFIG_FILE
 from lora.run_folder import RunFolder
 from model.config import LlamaConfig
 from model.generation_config import SamplingConfig, stop_ids
@@ -66,31 +65,6 @@ def open_model(name: str) -> ModelFiles:
     stops = stop_ids(folder) | chat_format.end_ids
     sampling = SamplingConfig.from_folder(folder)
     return ModelFiles(name, folder, config, tokenizer, chat_format, sampling, stops)
-
-
-def check_base(adapter: Path, base: BaseModel, name: str, weights_hash: Callable[[], str]) -> None:
-    """Refuses an adapter that was trained on other weights, if it says on which.
-
-    Args:
-        adapter: its folder.
-        base: what it says of its base.
-        name: what the user calls the model at hand.
-        weights_hash: computes the hash of its weights, which takes seconds for a large one.
-
-    Raises:
-        ValueError: if they differ.
-    """
-    if base.sha256 and base.sha256 != weights_hash():
-        raise ValueError(
-            f"{adapter}: was trained on other weights than {name} has; "
-            f"use its own base, {base.name or 'which it does not name'}"
-        )
-
-
-def check_checkpoint(adapter: Path) -> None:
-    """Refuses a checkpoint that is not what was written. Raises ValueError."""
-    if adapter.parent.name == "checkpoints":
-        verify_folder(adapter)
 
 
 @dataclass(frozen=True)
@@ -145,12 +119,7 @@ def tuned_from(path: str) -> Tuned:
     if not path:
         raise ValueError("the adapter's name is empty; give a folder")
     folder = find_adapter(Path(os.path.expanduser(path))).resolve()
-    _, base = read_config(folder / CONFIG_FILE)
-    for run in (folder.parent, folder.parent.parent):  # of a result, and of a checkpoint
-        own = [tuned for tuned in tuned_in(run.parent) if same_folder(tuned.folder, folder)]
-        if own:
-            return Tuned(path, folder, own[0].model, own[0].revision)
-    return Tuned(path, folder, base.name, base.revision)
+    return Tuned(path, folder, *base_of(folder))
 
 
 def same_folder(one: Path, other: Path) -> bool:

@@ -19,8 +19,8 @@ from app.model_files import (
 from app.page_config import PageConfig
 from app.safe_markdown import safe_markdown
 from data.download import download_bars
+from lora.choose_adapter import find_adapter
 from lora.choose_run import without_revision
-from lora.config import find_adapter
 
 BASE_ONLY = "base only"
 MOST_OPEN = 4

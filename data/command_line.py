@@ -20,9 +20,12 @@ from typing import Any, NoReturn, TypeVar
 T = TypeVar("T")
 
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field that becomes a flag; its default is shown behind its help text."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(default: Any, help: str, const: Any = None) -> Any:
+    """A dataclass field that becomes a flag; its default is shown behind its help text.
+
+    With `const` the flag may stand without a value, and then has this one.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "const": const})
 
 
 def argument(help: str) -> Any:
@@ -83,7 +86,9 @@ def add_field(parser: Parser, field: dataclasses.Field, kind: Any) -> None:
     if is_list:
         kind = typing.get_args(kind)[0]
     metavar = {int: "N", float: "X"}.get(kind, "TEXT")
-    parser.add_argument(flag, nargs="+" if is_list else None, type=kind, help=help, metavar=metavar)
+    const = field.metadata.get("const")
+    nargs = "+" if is_list else None if const is None else "?"
+    parser.add_argument(flag, nargs=nargs, const=const, type=kind, help=help, metavar=metavar)
 
 
 def shown_default(default: Any) -> str:

@@ -16,6 +16,14 @@ from data.repo import HubError, repo_of
 DEMO = Path(__file__).parents[1] / "model" / "demo"
 SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
 INDEX = "model.safetensors.index.json"
+OPTIONAL_FILES = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+# All of a model but its weights.
+SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", *OPTIONAL_FILES)
 
 
 def fetch_model(name: str) -> Snapshot:
@@ -59,13 +67,7 @@ def model_files(names: Collection[str], read: Callable[[str], Path]) -> list[str
     """
     sentencepiece_only = "tokenizer.model" in names and "tokenizer.json" not in names
     tokenizer = "tokenizer.model" if sentencepiece_only else "tokenizer.json"
-    optional = (
-        "generation_config.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "chat_template.jinja",
-    )
-    small = ["config.json", tokenizer, *(file for file in optional if file in names)]
+    small = ["config.json", tokenizer, *(file for file in OPTIONAL_FILES if file in names)]
     if "model.safetensors" in names or INDEX not in names:
         return [*small, "model.safetensors"]
     return [*small, INDEX, *shards_of(read(INDEX))]

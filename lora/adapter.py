@@ -74,14 +74,29 @@ def load_adapter(model: nn.Module, folder: Path) -> BaseModel:
     config, base = read_config(folder / CONFIG_FILE)
     tensors, sha256 = read_weights(folder / WEIGHTS_FILE)
     base = BaseModel(base.name, base.revision, sha256)
-    try:
-        check_tensors(tensors, tensor_shapes(model, config), base)
-        add_lora(model, config)
-    except ValueError as error:
-        raise ValueError(f"{folder}: does not fit this model: {error}") from None
+    check_fits(tensors, model, config, base, folder)
+    add_lora(model, config)
     for name, own in adapter_tensors(model).items():
         own.copy_(tensors[name])
     return base
+
+
+def check_fits(
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    config: LoRAConfig,
+    base: BaseModel,
+    folder: Path,
+) -> None:
+    """Makes sure that the tensors of the adapter in `folder` are what `model` needs, all of them.
+
+    Raises:
+        ValueError: naming the first that is missing, left over, or of another shape.
+    """
+    try:
+        check_tensors(tensors, tensor_shapes(model, config), base)
+    except ValueError as error:
+        raise ValueError(f"{folder}: does not fit this model: {error}") from None
 
 
 def tensor_shapes(model: nn.Module, config: LoRAConfig) -> dict[str, list[int]]:

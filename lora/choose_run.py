@@ -14,8 +14,8 @@ from lora.train_config import FREE_ON_RESUME, TrainConfig, complete, continued
 RUNS = Path("runs")
 
 
-def choose_run(given: Mapping[str, Any], writes: bool) -> tuple[TrainConfig, RunFolder]:
-    """The configuration that the flags describe, and the folder to train in.
+def choose_folder(given: Mapping[str, Any], writes: bool) -> RunFolder:
+    """The folder to train in.
 
     What --resume goes on with: the run in --output. Without that, the newest run of this model and
     data; and if no flag says anything about what to train, the newest run there is.
@@ -25,8 +25,7 @@ def choose_run(given: Mapping[str, Any], writes: bool) -> tuple[TrainConfig, Run
         writes: whether this process writes; see `RunFolder`.
 
     Raises:
-        ValueError: if a setting makes no sense, does not fit the run to go on with, or the folder
-            is taken.
+        ValueError: if a setting makes no sense, or the folder is taken.
     """
     config = complete(given)
     wanted = Path(config.output) if config.output else RUNS / default_name(config)
@@ -34,9 +33,6 @@ def choose_run(given: Mapping[str, Any], writes: bool) -> tuple[TrainConfig, Run
         says_nothing = given.keys() <= FREE_ON_RESUME - {"demo"}
         found = None if config.output else newest_run(RUNS / "*" if says_nothing else wanted)
         run = RunFolder(found or wanted, writes)
-        saved = run.saved_config()
-        if saved:
-            config = continued(saved, given, run.path)
     else:
         run = RunFolder(wanted if config.output else free_name(wanted), writes)
     run.check_free()
@@ -45,7 +41,21 @@ def choose_run(given: Mapping[str, Any], writes: bool) -> tuple[TrainConfig, Run
             f"output is {run.path}, which holds something already; add --resume to go on with "
             "it, or choose another folder"
         )
-    return config, run
+    return run
+
+
+def choose_config(given: Mapping[str, Any], saved: Mapping[str, Any], run: Path) -> TrainConfig:
+    """The configuration that the flags describe, or that of the run to go on with.
+
+    Args:
+        given: the flags that were given, and only those.
+        saved: the configuration that the run began with; empty if it begins now.
+        run: the run's folder.
+
+    Raises:
+        ValueError: if a setting makes no sense, or does not fit the run to go on with.
+    """
+    return continued(saved, given, run) if saved else complete(given)
 
 
 def default_name(config: TrainConfig) -> str:

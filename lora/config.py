@@ -8,6 +8,7 @@ Needs no PyTorch, so that a wrong adapter is refused before it is loaded.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,20 +57,6 @@ class BaseModel:
     sha256: str | None = None
 
 
-def find_adapter(path: Path) -> Path:
-    """The adapter's own folder, given it or the folder of a run.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    for folder in (path, path / "adapter"):
-        if (folder / CONFIG_FILE).is_file():
-            return folder
-    if not path.exists():
-        raise ValueError(f"{path}: there is no such adapter; give its folder or that of its run")
-    raise ValueError(f"{path}: has no {CONFIG_FILE}, so it is no adapter and no finished run")
-
-
 def read_config(path: Path) -> tuple[LoRAConfig, BaseModel]:
     """What an adapter_config.json says, if all of it is understood.
 
@@ -116,6 +103,8 @@ def lora_config(raw: Mapping[str, Any]) -> LoRAConfig:
     for name, (value, kind, wanted) in numbers.items():
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ValueError(f"{name} is {value!r}, not {wanted}")
+    if not 0 < raw["lora_alpha"] < math.inf:
+        raise ValueError(f"lora_alpha is {raw['lora_alpha']!r}; it must be above 0")
     for name in ("base_model_name_or_path", "revision"):
         if not isinstance(raw.get(name), str | None):
             raise ValueError(f"{name} is {raw[name]!r}, not a text")

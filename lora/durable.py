@@ -13,11 +13,12 @@ but the manifest.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -64,6 +65,74 @@ def write_file(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Writes a file part by part, waits until the disk has it, and reads it again.
+
+    Raises:
+        OSError: if it could not be written, or is not what was written.
+    """
+    written = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(part)
+            written.update(part)
+            del part  # or it would take its memory while the next one is made
+        file.flush()
+        os.fsync(file.fileno())
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").digest() != written.digest():
+            raise OSError(errno.EIO, "it is not what was written")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that gets the name `folder` when this block is left without an error.
+
+    `folder` must not exist, or be empty. Whoever fills the temporary one flushes each file.
+
+    Raises:
+        OSError: what was raised within, in words that name `folder`; nothing is left of it.
+    """
+    with unfinished(folder.resolve()) as temporary:
+        temporary.mkdir()
+        yield temporary
+        flush_folder(temporary)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary path for a file that gets the name `path` as a `new_folder` does."""
+    with unfinished(path.resolve()) as temporary:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """A path beside `path`, renamed to it in the end or removed; makes the folders above it."""
+    temporary = path.with_name(f"{UNFINISHED}{path.name}")
+    made: list[Path] = []
+    try:
+        made += [parent for parent in path.parents if not parent.exists()]  # the deepest first
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(temporary)
+        yield temporary
+        temporary.rename(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            remove_unfinished(temporary)
+            for parent in made:
+                parent.rmdir()
+        if not isinstance(error, OSError):
+            raise
+        raise OSError(
+            f"{path} could not be written ({error.strerror or error}), and nothing is left of it; "
+            "make room, or choose another place"
+        ) from None
+    flush_folder(path.parent)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Writes a file in place of the old one; whoever reads sees the one or the other."""
     temporary = path.with_name(f"{UNFINISHED}{path.name}")
@@ -97,6 +166,11 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
+def remove_unfinished(path: Path) -> None:
+    """Removes what a killed program left under a temporary name: a folder, a file, or nothing."""
+    remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def remove_leftovers(parent: Path) -> None:
     """Removes what a killed program left unfinished in a folder.
 
@@ -105,14 +179,14 @@ def remove_leftovers(parent: Path) -> None:
     """
     for leftover in parent.iterdir():
         if leftover.name.startswith(UNFINISHED) and not leftover.name.startswith(REPLACED):
-            remove_folder(leftover) if leftover.is_dir() else leftover.unlink()
+            remove_unfinished(leftover)
 
 
 def manifest(files: Mapping[str, bytes]) -> bytes:
     """The manifest of these files."""
     listing = {
         name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in files.items()
+        for name, content in sorted(files.items())
     }
     return (json.dumps({"files": listing}, indent=2) + "\n").encode()
 
@@ -123,17 +197,27 @@ def verify_folder(folder: Path) -> None:
     Raises:
         ValueError: naming the first file that is missing, left over or different.
     """
+    present = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    check_content(folder, present, lambda name: (folder / name).read_bytes())
+
+
+def verify_files(where: object, files: Mapping[str, bytes]) -> None:
+    """The same of files that were read already; `where` says from where."""
+    check_content(where, files, files.__getitem__)
+
+
+def check_content(where: object, present: Iterable[str], read: Callable[[str], bytes]) -> None:
+    """Compares files with the manifest among them. Raises ValueError."""
     try:
-        listing = json.loads((folder / MANIFEST).read_bytes())["files"]
+        listing = json.loads(read(MANIFEST))["files"]
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in listing.items()}
-        present = {path.name for path in folder.iterdir()} - {MANIFEST}
-        for name in sorted(present ^ expected.keys()):
+        for name in sorted((set(present) - {MANIFEST}) ^ expected.keys()):
             lack = "is missing" if name in expected else "is not in its manifest"
             raise ValueError(f"{name} {lack}")
         for name, (size, sha256) in expected.items():
-            content = (folder / name).read_bytes()
+            content = read(name)
             if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
                 raise ValueError(f"{name} is not what was written")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error if type(error) is ValueError else f"{MANIFEST} cannot be read"
-        raise ValueError(f"{folder} is damaged: {reason}") from None
+        raise ValueError(f"{where} is damaged: {reason}") from None

@@ -69,7 +69,7 @@ class LoRALinear(nn.Module):
         )
         nn.init.zeros_(self.lora_B.weight)
         self.dropout = nn.Dropout(dropout)
-        self.scale = alpha / (math.sqrt(rank) if use_rslora else rank)
+        self.scale = lora_scale(rank, alpha, use_rslora)
         self.enabled = True
         self.train(base.training)
 
@@ -89,9 +89,19 @@ class LoRALinear(nn.Module):
         It is new and shares nothing but the bias with this layer, which stays as it is: undoing a
         merge is keeping the original, and merging twice is no mistake that could be made.
         """
-        delta = self.scale * (self.lora_B.weight @ self.lora_A.weight)
-        weight = (self.base.weight.to(delta.dtype) + delta).to(self.base.weight.dtype)
+        base = self.base.weight
+        weight = merged_weight(base, self.lora_A.weight, self.lora_B.weight, self.scale)
         linear = nn.Linear(self.base.in_features, self.base.out_features, bias=False, device="meta")
-        linear.weight = nn.Parameter(weight, requires_grad=False)
+        linear.weight = nn.Parameter(weight.to(base.dtype), requires_grad=False)
         linear.bias = self.base.bias
         return linear.train(self.training)
+
+
+def lora_scale(rank: int, alpha: float, use_rslora: bool) -> float:
+    """What the update B A is multiplied by."""
+    return alpha / (math.sqrt(rank) if use_rslora else rank)
+
+
+def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """W + scale * B A, in float32 whatever W's dtype is: (out, in)."""
+    return (b @ a).mul_(scale).add_(weight)

@@ -51,14 +51,14 @@ class StepBar:
         """Leaves the bar as it is."""
         self.bar.close()
 
-    def update(self, loss: float, lr: float, tokens_per_second: float) -> None:
-        """Shows one more step."""
+    def update(self, loss: float, lr: float, tokens_per_second: float, more: str = "") -> None:
+        """Shows one more step, and behind its numbers what `more` says."""
         if math.isfinite(loss):
             before = loss if self.smoothed is None else self.smoothed
             self.smoothed = SMOOTHING * before + (1 - SMOOTHING) * loss
         smoothed = math.nan if self.smoothed is None else self.smoothed
         text = f"loss {loss:.3f}, smoothed {smoothed:.3f}, lr {lr:.1e}"
-        text += f", {tokens_per_second:,.0f} tokens/s"
+        text += f", {tokens_per_second:,.0f} tokens/s" + (f", {more}" if more else "")
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
         self.done += 1

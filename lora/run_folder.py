@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lora.durable import (
+    MANIFEST,
     publish_folder,
     remove_folder,
     remove_leftovers,
@@ -33,6 +34,7 @@ from lora.durable import (
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{6,})")
 CONFIG, DATA, METRICS, LOCK = "config.json", "data.json", "metrics.jsonl", "run.lock"
+OWN_FILES = (CONFIG, DATA, METRICS)
 
 
 class RunFolder:
@@ -134,14 +136,11 @@ class RunFolder:
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint after `step` steps."""
-        return self.checkpoints / f"step-{step:06d}"
+        return self.checkpoints / checkpoint_name(step)
 
     def saved_steps(self) -> list[int]:
         """Which checkpoints there are, whole or not, the oldest first."""
-        if not self.checkpoints.is_dir():
-            return []
-        found = (CHECKPOINT_NAME.fullmatch(path.name) for path in self.checkpoints.iterdir())
-        return sorted(int(match[1]) for match in found if match)
+        return steps_in(self.checkpoints)
 
     def newest_checkpoint(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that is whole, and why each newer one is not."""
@@ -178,6 +177,23 @@ class RunFolder:
         for other in [saved for saved in steps if saved <= step][:-keep] + newer:
             remove_folder(self.checkpoint(other))
 
+    def own_files(self) -> dict[str, bytes]:
+        """What the run was and did up to now; with a checkpoint, all that it can go on from."""
+        return {name: (self.path / name).read_bytes() for name in OWN_FILES} if self.writes else {}
+
+    def restore(self, step: int, files: Mapping[str, bytes]) -> None:
+        """Puts a copy of a checkpoint and of the run's own files into this folder.
+
+        The checkpoint comes last: until it is there, the run is as far as it was.
+        """
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.take_lock()
+        for name in OWN_FILES:
+            replace_file(self.path / name, files[name])
+        not_in_checkpoint = {*OWN_FILES, MANIFEST}
+        own = {name: content for name, content in files.items() if name not in not_in_checkpoint}
+        publish_folder(self.checkpoint(step), own)
+
     def publish_adapter(self, files: Mapping[str, bytes]) -> None:
         """Writes the result."""
         if self.writes:
@@ -212,6 +228,17 @@ class RunFolder:
         if self.metrics:
             self.metrics.write(json.dumps(record) + "\n")
             self.metrics.flush()
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the folder of the checkpoint after `step` steps."""
+    return f"step-{step:06d}"
+
+
+def steps_in(folder: Path) -> list[int]:
+    """After how many steps there are checkpoints in a folder, the oldest first."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(match[1]) for match in map(CHECKPOINT_NAME.fullmatch, names) if match)
 
 
 def as_json(content: Mapping[str, Any]) -> bytes:

@@ -24,7 +24,7 @@ CHOICES = {
 }
 # The steps of a run do not depend on these, so it can go on with others.
 FREE_ON_RESUME = {
-    "output", "resume", "demo", "keep", "save_every", "eval_every", "sample_prompts",
+    "output", "resume", "demo", "keep", "backup", "save_every", "eval_every", "sample_prompts",
     "sample_every", "device", "micro_batch_tokens", "checkpoint_activations", "compile",
 }  # fmt: skip
 
@@ -102,6 +102,9 @@ class TrainConfig:
     )
     save_every: int = flag(100, "steps between checkpoints; also at the end and when interrupted")
     keep: int = flag(3, "newest checkpoints that are kept")
+    backup: str | None = flag(
+        None, "copy each checkpoint in the background to this folder, or to hub:USER/NAME"
+    )
     # The machine
     dtype: str = flag("auto", "bf16, fp16 or fp32; auto takes the fastest the hardware has")
     device: str = flag("auto", "cuda, mps or cpu; auto takes the first that there is")
@@ -214,3 +217,14 @@ def continued(saved: Mapping[str, Any], given: Mapping[str, Any], where: object)
         )
     changed = {name: value for name, value in given.items() if name in FREE_ON_RESUME}
     return TrainConfig(**before | {"device": "auto"} | changed)
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The settings in which two saved configurations are of different runs, and both values."""
+    names = {field.name for field in dataclasses.fields(TrainConfig)} - FREE_ON_RESUME
+    names |= {"base_sha256", "data_sha256"}
+    return [
+        f"{name} ({one.get(name)} and {other.get(name)})"
+        for name in sorted(names)
+        if one.get(name) != other.get(name)
+    ]

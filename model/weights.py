@@ -151,9 +151,9 @@ def check_tensors(model: Llama, files: dict[str, Path], folder: Path) -> None:
 
 
 def read_tensor(
-    path: Path, name: str, dtype: torch.dtype, device: torch.device | str = "cpu"
+    path: Path, name: str, dtype: torch.dtype | None, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """One tensor of a file.
+    """One tensor of a file, cast to `dtype` if one is given.
 
     The file is opened anew for each: the pages that a cast has read are let go with it, which
     keeps the peak at the finished weights plus one tensor.
@@ -163,7 +163,7 @@ def read_tensor(
 
 
 def check_tied_head(
-    model: Llama, path: Path, dtype: torch.dtype, device: torch.device | str
+    model: Llama, path: Path, dtype: torch.dtype | None, device: torch.device | str
 ) -> None:
     """Makes sure that a head which is stored although it is tied is the embedding.
 

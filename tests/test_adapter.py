@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora.adapter import WEIGHTS_FILE, load_adapter, save_adapter
-from lora.config import ATTENTION, CONFIG_FILE, MLP, BaseModel, LoRAConfig, find_adapter
+from lora.choose_adapter import find_adapter
+from lora.config import ATTENTION, CONFIG_FILE, MLP, BaseModel, LoRAConfig
 from lora.inject import lora_layers
 
 BASE = BaseModel("some/llama", "0123abc", "ab" * 32)

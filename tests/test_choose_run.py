@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora.choose_run import choose_run, default_name, newest_run
+from lora.choose_run import choose_config, choose_folder, default_name, newest_run
 from lora.run_folder import CONFIG, METRICS, RunFolder, free_name
 from lora.train_config import TrainConfig
 
@@ -29,7 +29,7 @@ def made(path: str, written: float) -> Path:
 
 
 def chosen(**given) -> Path:
-    return choose_run(given, writes=True)[1].path
+    return choose_folder(given, writes=True).path
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,16 @@ def test_resume_goes_on_with_the_run_that_is_named_and_else_with_the_newest():
     assert chosen(resume=True, output="nothing/yet") == Path("nothing/yet")
     assert chosen(resume=True) == chosen(resume=True, keep=2) == Path("runs/other")
     assert chosen(resume=True, lr=0.5) == Path("runs/Llama-3.2-1B-Instruct-FineTome-100k")
-    with pytest.raises(ValueError, match="runs/x-y-2 was trained with other settings: --model "):
-        chosen(resume=True, model="x", data=("y",))
+    assert chosen(resume=True, model="x", data=("y",)) == Path("runs/x-y-2")
+
+
+def test_a_run_goes_on_with_its_own_settings_and_refuses_others():
+    folder = made("runs/x-y", 1)
+    saved = RunFolder(folder, writes=False).saved_config()
+    assert choose_config({"resume": True}, saved, folder).lr == 0.5
+    assert choose_config({"lr": 0.25}, {}, folder).lr == 0.25
+    with pytest.raises(ValueError, match="runs/x-y was trained with other settings: --model "):
+        choose_config({"resume": True, "model": "x"}, saved, folder)
 
 
 def test_a_process_that_only_trains_along_makes_and_locks_nothing(here):

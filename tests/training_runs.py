@@ -19,6 +19,7 @@ from data.batches import Mixture
 from data.dataset import Example
 from data.report import DataReport
 from data.training_data import Selection, TrainingData
+from lora.backup import Backup
 from lora.checkpoint import trainable
 from lora.config import BaseModel, LoRAConfig
 from lora.inject import add_lora, lora_layers
@@ -97,6 +98,7 @@ def run_in_memory(
     return Run(
         config=TrainConfig(**settings),
         folder=RunFolder(Path("nowhere"), writes=False),
+        backup=Backup(None),
         world=world,
         tokenizer=SimpleNamespace(),
         data=data,
