@@ -122,7 +122,8 @@ def unfinished(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             remove_unfinished(temporary)
-            for parent in made:
+        for parent in made:
+            with contextlib.suppress(OSError):
                 parent.rmdir()
         if not isinstance(error, OSError):
             raise

@@ -103,5 +103,11 @@ def lora_scale(rank: int, alpha: float, use_rslora: bool) -> float:
 
 
 def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """W + scale * B A, in float32 whatever W's dtype is: (out, in)."""
-    return (b @ a).mul_(scale).add_(weight)
+    """W + scale * B A, in float32 whatever W's dtype is: (out, in).
+
+    In place, and W some rows at a time: of a large matrix there should be no further copy.
+    """
+    merged = (b @ a).mul_(scale)
+    for rows, frozen in zip(merged.split(256), weight.split(256), strict=True):
+        rows.add_(frozen)
+    return merged

@@ -19,7 +19,9 @@ pytest_plugins = [
     "hub_client",
     "hub_templates",
     "small_runs",
+    "export_places",
     "chat_places",
+    "uploads",
 ]
 ROOT = Path(__file__).parents[1]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

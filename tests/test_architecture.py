@@ -18,9 +18,11 @@ MAY_IMPORT = {
     "lora": set(),
     "data": set(),
     "app": {"model", "lora", "data"},
+    "publish": {"model", "lora", "data"},
     "chat": {"app", "data", "model"},
     "run": {"model", "lora", "data"},
     "train": {"model", "lora", "data", "run"},
+    "export": {"model", "lora", "data", "publish"},
 }
 FORBIDDEN = {"transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "pickle"}
 FILES = sorted(
