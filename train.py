@@ -30,8 +30,8 @@ from data.training_data import Selection
 from lora.adapter import adapter_files
 from lora.checkpoint import checkpoint_files, trainable
 from lora.interrupt import Interrupt
-from lora.model_card import model_card
-from lora.progress import StepBar, held_out_losses, summary, time_left
+from lora.model_card import CardFacts, model_card
+from lora.progress import StepBar, summary, time_left
 from lora.schedule import learning_rate
 from lora.train_config import TrainConfig
 from model.attention import Packed
@@ -266,8 +266,8 @@ def save(run: Run, done: int) -> None:
 
 def result(run: Run) -> dict[str, bytes]:
     """The files of the finished adapter."""
-    losses = held_out_losses(run.folder.records())
-    card = model_card(run.base, run.data.public_names, dataclasses.asdict(run.config), losses)
+    sources, records = run.data.as_dict()["sources"], run.folder.records()
+    card = model_card(CardFacts(run.base, dataclasses.asdict(run.config), sources, records))
     return adapter_files(run.model, run.config.lora, run.base) | {"README.md": card.encode()}
 
 

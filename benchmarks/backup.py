@@ -4,7 +4,8 @@
 
 The worst case: a checkpoint is handed over before every step, so that some copy is always being
 made. In one process and in turns, steps with and without; both end with the same weights. Prints
-the medians of wall and CPU seconds, and their ratios.
+the medians of wall and CPU seconds, and their ratios; and, since steps differ by more than a copy
+takes, what a copy takes by itself.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ def main() -> None:
             assert backup.finish(lambda: False) == ""
         size = sum(f.stat().st_size for f in (Path(place) / "backup").rglob("*") if f.is_file())
         report(times, size / 2)
+        alone = [seconds_of_copy(run, backup, number) for number in range(5)]
+        wall, cpu = (statistics.median(column) for column in zip(*alone, strict=True))
+        print(f"a copy   {wall:8.3f} s,        {cpu:8.3f} s of CPU (median of {len(alone)})")
 
 
 def trained(run: Run) -> list[torch.Tensor]:
@@ -80,6 +84,14 @@ def restore(run: Run, weights: list[torch.Tensor], optimizer: dict) -> None:
         for p, weight in zip(trained(run), weights, strict=True):
             p.copy_(weight)
     run.optimizer.load_state_dict(deepcopy(optimizer))
+
+
+def seconds_of_copy(run: Run, backup: Backup, number: int) -> tuple[float, float]:
+    """Wall and CPU seconds of one copy while nothing else happens."""
+    before = time.perf_counter(), time.process_time()
+    copy(run, backup, 1000 + number)
+    assert backup.finish(lambda: False) == ""
+    return time.perf_counter() - before[0], time.process_time() - before[1]
 
 
 def copy(run: Run, backup: Backup, step: int) -> None:

@@ -12,7 +12,8 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    LocalEntryNotFoundError,
+    HTTPError,
+    LocalTokenNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -30,6 +31,9 @@ UNGATED = {
 
 # What reading the answer of something else than a Hub ends in.
 NONSENSE = (ValueError, KeyError, TypeError, FileMetadataError)
+
+OUTAGES = (ConnectionError, TimeoutError)
+LOG_IN = "`hf auth login` or HF_TOKEN"
 
 
 class HubError(ValueError):
@@ -93,8 +97,7 @@ def repo_of(name: str, type: str) -> Repo:
 def explain(error: Exception, repo: Repo) -> str | None:
     """Our words for what running again will not change; None for any other trouble."""
     error = cause(error)
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    log_in = "`hf auth login` or HF_TOKEN"
+    status, log_in = status_of(error), LOG_IN
     copy = f", or use the ungated copy {UNGATED[repo.id]}" if repo.id in UNGATED else ""
     if isinstance(error, GatedRepoError) and status == 401:
         return (
@@ -117,22 +120,61 @@ def explain(error: Exception, repo: Repo) -> str | None:
             f"choose one at {repo.page}/commits/{constants.DEFAULT_REVISION}"
         )
     if status == 401:
-        return (
-            f"{endpoint()} does not accept your token: renew it with {log_in}, "
-            "or remove it with `hf auth logout`"
-        )
+        return refused_token()
     if status == 403:
         return (
             f"{endpoint()} forbids your token to read {repo.id}: "
             f"allow it at {endpoint()}/settings/tokens"
         )
-    is_outage = isinstance(error, ConnectionError | TimeoutError)
-    if isinstance(error, OSError) and error.errno and not is_outage:
+    if isinstance(error, OSError) and error.errno and not isinstance(error, OUTAGES):
         return (
             f"the cache {constants.HF_HUB_CACHE} cannot be written ({error.strerror}): "
             "make room, or set HF_HOME to another folder"
         )
     return None
+
+
+def explain_writing(error: Exception, repo: Repo) -> str | None:
+    """The same where a repo of one's own is written to or read."""
+    error = cause(error)
+    status = status_of(error)
+    if isinstance(error, LocalTokenNotFoundError):
+        return (
+            f"you are not logged in: make a token that may write at {endpoint()}/settings/tokens, "
+            f"and log in with {LOG_IN}"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"no {repo.type} at {repo.page} that you may see: check the spelling, or if it is "
+            f"private, log in with {LOG_IN}"
+        )
+    if status == 401:
+        return refused_token()
+    if status == 402:
+        return f"{endpoint()} wants to be paid for {repo.id}: see {endpoint()}/settings/billing"
+    if status == 403:
+        return (
+            f"{endpoint()} forbids your token to write to {repo.id}: "
+            f"allow it at {endpoint()}/settings/tokens"
+        )
+    if status == 400:
+        return f"{endpoint()} takes the files for {repo.id} for wrong: look at its README.md"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, OUTAGES):
+        return f"a file for {repo.id} cannot be read or written ({error.strerror})"
+    return None
+
+
+def refused_token() -> str:
+    """What to do about a token that is none, or no longer."""
+    return (
+        f"{endpoint()} does not accept your token: renew it with {LOG_IN}, "
+        "or remove it with `hf auth logout`"
+    )
+
+
+def status_of(error: Exception) -> int | None:
+    """The HTTP status that the Hub answered with, if it is that."""
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
 def reason(error: Exception) -> str:
@@ -148,9 +190,9 @@ def reason(error: Exception) -> str:
 
 
 def cause(error: Exception) -> Exception:
-    """What lies behind the client's "not in the cache either", or the error itself."""
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        return error.__cause__
+    """What lies behind words of the client's, as "not in the cache either", or the error itself."""
+    if isinstance(error.__cause__, Exception) and not isinstance(error, HTTPError):
+        return cause(error.__cause__)
     return error
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,11 +68,6 @@ class TrainingData:
             "held_out": len(self.held_out),
             "sha256": self.sha256,
         }
-
-    @property
-    def public_names(self) -> list[str]:
-        """The data sets' names to publish: of local files and folders the last part only."""
-        return [r.name if r.revision else Path(r.name).name for r in self.reports]
 
     @property
     def sha256(self) -> str:

@@ -43,7 +43,7 @@ class Place(Protocol):
         """After how many steps there are copies, whole or not, the oldest first."""
 
     def read(self, step: int) -> dict[str, bytes]:
-        """All files of a copy, by their names."""
+        """All files of a copy, by their names, as they are there now."""
 
     def read_file(self, step: int, name: str) -> bytes:
         """One file of a copy."""
@@ -84,7 +84,7 @@ class FolderPlace:
 
     def read(self, step: int) -> dict[str, bytes]:
         folder = self.folder / checkpoint_name(step)
-        return {path.name: path.read_bytes() for path in folder.iterdir()}
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
     def read_file(self, step: int, name: str) -> bytes:
         return (self.folder / checkpoint_name(step) / name).read_bytes()
@@ -123,16 +123,27 @@ class Backup:
         return "" if self.copied is None else f"backup of step {self.copied}"
 
     def newest(self, above: int) -> tuple[tuple[int, dict[str, bytes]] | None, list[str]]:
-        """The newest whole copy of more than `above` steps, and why each newer one is not whole."""
+        """The newest whole copy of more than `above` steps, and why each newer one is not whole.
+
+        Raises:
+            ValueError: a copy cannot be read at all. That may pass, and going back would lose it.
+        """
         reasons: list[str] = []
         if self.place is None:
             return None, reasons
         for step in reversed(self.place.steps()):
             if step <= above:
                 break
+            where = f"{self.place}/{checkpoint_name(step)}"
             try:
                 files = self.place.read(step)
-                verify_files(f"{self.place}/{checkpoint_name(step)}", files)
+            except OSError as error:
+                raise ValueError(
+                    f"{where} cannot be read ({error.strerror}): run the same command again, or "
+                    "remove that copy to go on from the one before it"
+                ) from None
+            try:
+                verify_files(where, files)
                 return (step, files), reasons
             except ValueError as error:
                 reasons.append(str(error))

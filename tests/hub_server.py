@@ -12,8 +12,8 @@
 It answers what huggingface_hub 2.4.0 asks when it downloads: /api/models/ID/revision/REV and
 /tree/REV, /ID/resolve/REV/FILE with HEAD, GET and ranges, the same under datasets/, and the Hub's
 refusals with its headers. As on the Hub, large files are redirected to another host, the "CDN": a
-second server on another port. There is no xet. Everything that was asked is recorded, and faults
-can be switched on while it runs.
+second server on another port. There is no xet. What is written is up to hub_uploads.py. Everything
+that was asked is recorded, and faults can be switched on while it runs.
 
 The Hub's ways were taken from huggingface_hub's source (which headers it reads, and what it makes
 of them) and from the errors that users of gated models have posted.
@@ -21,10 +21,10 @@ of them) and from the errors that users of gated models have posted.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,38 +34,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-LARGE_FILES = (".safetensors", ".bin", ".gguf", ".pth", ".parquet", ".model", "tokenizer.json")
+from hub_files import File, git_hash, sibling, tree_entry
+from hub_uploads import Account, Uploads, WriteFault, commit_id
+
 ID = r"(?P<id>[^/]+(?:/[^/]+)?)"
 API = re.compile(
     rf"/api/(?P<kind>models|datasets)/{ID}(?:/(?P<what>revision|tree)/(?P<revision>[^/]+))?"
 )
 RESOLVE = re.compile(rf"/(?:(?P<kind>datasets)/)?{ID}/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a repo: where its bytes are, and what the Hub announces of them."""
-
-    path: Path
-    size: int
-    blob_id: str
-    sha256: str | None  # of a large file only: those are in git-lfs
-
-    @classmethod
-    def of(cls, path: Path) -> File:
-        """The announcement of a file on disk."""
-        content = path.read_bytes()
-        if not path.name.endswith(LARGE_FILES):
-            return cls(path, len(content), git_hash(content), None)
-        sha256 = hashlib.sha256(content).hexdigest()
-        pointer = "version https://git-lfs.github.com/spec/v1\n"
-        pointer += f"oid sha256:{sha256}\nsize {len(content)}\n"
-        return cls(path, len(content), git_hash(pointer.encode()), sha256)
-
-
-def git_hash(content: bytes) -> str:
-    """The name that git gives to a blob."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @dataclass
@@ -127,6 +103,12 @@ class Hub:
         nonsense: everything is answered with a web page, as by the login of a hotel's network.
         moved_to: the address of another Hub that everything is redirected to, as by a mirror.
         echoes_token: answers repeat the request's token wherever a client may print it.
+        accounts: whose each token is that may write.
+        write_faults: by the names of hub_uploads.ROUTES, "whoami" and "info"; the first that is not
+            used up counts.
+        part_size: bytes; large files are taken in parts of this size. 0 for whole ones.
+        cards: by "models/ID" or "datasets/ID", the metadata of its card.
+        store: where what was uploaded is kept.
     """
 
     url: str = ""
@@ -146,6 +128,11 @@ class Hub:
     nonsense: bool = False
     moved_to: str | None = None
     echoes_token: bool = False
+    accounts: dict[str, Account] = field(default_factory=dict)
+    write_faults: dict[str, list[WriteFault]] = field(default_factory=dict)
+    part_size: int = 0
+    cards: dict[str, dict[str, object]] = field(default_factory=dict)
+    store: Path = Path()
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def publish(
@@ -166,6 +153,28 @@ class Hub:
         self.refs.setdefault(f"{kind}/{id}", {}).update(dict.fromkeys((commit, *revisions), commit))
         return commit
 
+    def stored(self, name: str) -> Path:
+        """Where an uploaded file of this hash is, or would be."""
+        return self.store / name
+
+    def keep(self, content: bytes) -> File:
+        """Stores a small file."""
+        path = self.stored(git_hash(content))
+        path.write_bytes(content)
+        return File(path, len(content), path.name, None)
+
+    def commit(self, id: str, files: dict[str, File], summary: str = "initial commit") -> str:
+        """Makes a model's branch main hold these files; returns the commit."""
+        commit = commit_id(id, files, summary, len(self.files))
+        self.files[commit] = files
+        self.refs.setdefault(f"models/{id}", {}).update({"main": commit, commit: commit})
+        return commit
+
+    def content(self, id: str) -> dict[str, bytes]:
+        """What a model's branch main holds."""
+        files = self.files[self.refs[f"models/{id}"]["main"]]
+        return {name: file.path.read_bytes() for name, file in files.items()}
+
     def environment(self, home: Path, **more: str) -> dict[str, str]:
         """The variables of a child process with this Hub, a cache of its own and no token."""
         inherited = {
@@ -180,7 +189,7 @@ class Hub:
         return [r for r in self.requests if r.method == method and part in r.path]
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Uploads, BaseHTTPRequestHandler):
     """Answers the requests of one connection."""
 
     protocol_version = "HTTP/1.1"
@@ -207,8 +216,12 @@ class Handler(BaseHTTPRequestHandler):
         elif self.host == "cdn":
             commit, name = unquote(path)[1:].split("/", 1)
             self.send_file(name, self.hub.files[commit][name], {})
+        elif path == "/api/whoami-v2":
+            self.with_fault("whoami", self.whoami)
         elif found := RESOLVE.fullmatch(path) or API.fullmatch(path):
-            self.route(path, **{"what": "file", "file": ""} | found.groupdict())
+            asked = {"what": "file", "file": ""} | found.groupdict()
+            kind = "info" if not asked["file"] else "file"
+            self.with_fault(kind, lambda: self.route(path, **asked))
         else:
             self.answer(404, message="Not found")
 
@@ -231,13 +244,17 @@ class Handler(BaseHTTPRequestHandler):
         if what == "tree":
             return self.answer(200, json.dumps([tree_entry(*file) for file in files]).encode())
         info = {"id": id, "sha": commit, "siblings": [sibling(*file) for file in files]}
+        info |= {"private": id in self.hub.private, "cardData": self.hub.cards.get(repo)}
         return self.answer(200, json.dumps(info).encode())
 
     def may_read(self, repo: str, id: str, is_file: bool) -> bool:
         """Whether the request's token opens a repo; if not, it is refused in the Hub's way."""
         token = self.token()
-        is_allowed = id in self.hub.tokens.get(token, ())
-        if token and token not in self.hub.tokens:
+        account = self.hub.accounts.get(token)
+        is_allowed = id in self.hub.tokens.get(token, ()) or (
+            account is not None and id.startswith(f"{account.name}/")
+        )
+        if token and token not in self.hub.tokens and account is None:
             self.answer(401, message="Invalid credentials in Authorization header")
         elif repo not in self.hub.refs or (id in self.hub.private and not is_allowed):
             if token:
@@ -307,7 +324,7 @@ class Handler(BaseHTTPRequestHandler):
         fault: Fault = NONE,
     ) -> None:
         """Sends one response and records the request."""
-        self.hub.requests.append(Request(self.host, self.command, self.path, self.headers, status))
+        self.record(status)
         head = {"Content-Type": "application/json", **(headers or {})}
         if self.hub.echoes_token and self.token():
             message = f"{message or 'Hello'}: {self.headers['Authorization']}"
@@ -323,30 +340,20 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             stop_after = fault.cut_after if fault.hang_after is None else fault.hang_after
             self.wfile.write(body[:stop_after])
             self.close_connection = stop_after is not None
         if fault.hang_after is not None:
             self.hub.stopped.wait()
 
+    def record(self, status: int) -> None:
+        """Notes the request and its answer."""
+        self.hub.requests.append(Request(self.host, self.command, self.path, self.headers, status))
+
     def token(self) -> str:
         """The token that came with the request, or nothing."""
         return (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-
-
-def sibling(name: str, file: File) -> dict[str, object]:
-    """A file as /api/models/ID/revision/REV?blobs=true lists it."""
-    lfs = {"sha256": file.sha256, "size": file.size, "pointerSize": 130}
-    entry = {"rfilename": name, "size": file.size, "blobId": file.blob_id}
-    return entry | ({"lfs": lfs} if file.sha256 else {})
-
-
-def tree_entry(name: str, file: File) -> dict[str, object]:
-    """A file as /api/models/ID/tree/REV lists it."""
-    lfs = {"oid": file.sha256, "size": file.size, "pointerSize": 130}
-    entry = {"type": "file", "path": name, "size": file.size, "oid": file.blob_id}
-    return entry | ({"lfs": lfs} if file.sha256 else {})
 
 
 @contextmanager
@@ -354,7 +361,8 @@ def hub(
     models: Mapping[str, Path] | None = None, datasets: Mapping[str, Path] | None = None
 ) -> Iterator[Hub]:
     """A Hub that serves folders under their ids until the end of the with block."""
-    state = Hub()
+    store = tempfile.TemporaryDirectory()
+    state = Hub(store=Path(store.name))
     for kind, repos in (("models", models), ("datasets", datasets)):
         for id, folder in (repos or {}).items():
             state.publish(id, folder, kind=kind)
@@ -373,3 +381,4 @@ def hub(
         for server in servers:
             server.shutdown()
             server.server_close()
+        store.cleanup()

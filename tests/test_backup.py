@@ -218,6 +218,20 @@ def test_a_damaged_copy_is_told_and_the_one_before_it_taken(tmp_path, damage):
     assert len(reasons) == 1 and reasons[0].startswith(f"{tmp_path}/backup/step-000002 is damaged")
 
 
+def test_a_copy_that_cannot_be_read_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch):
+    """The drive may be back in a minute; the copy before it is older."""
+    backup = Backup(FolderPlace(tmp_path / "backup"))
+    for step in (1, 2):
+        backup.put(step, files(step))
+
+    def unreadable(path: Path) -> bytes:
+        raise OSError(107, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(Path, "read_bytes", unreadable)
+    with pytest.raises(ValueError, match="step-000002 cannot be read .* run the same command"):
+        backup.newest(above=-1)
+
+
 def test_a_drive_that_is_not_mounted_is_not_taken_for_an_empty_one(tmp_path):
     with pytest.raises(ValueError, match="there is no folder .*/drive/MyDrive; mount the drive"):
         FolderPlace(tmp_path / "drive/MyDrive/backup").open()

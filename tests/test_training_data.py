@@ -116,7 +116,6 @@ def test_its_hash_tells_data_cut_or_ordered_otherwise(load):
     assert len({load(rows).sha256, *(other.sha256 for other in others)}) == 5
 
 
-def test_what_is_published_names_no_folder_of_this_machine(load, tmp_path):
+def test_what_was_read_can_be_written_as_json(load):
     data = load(random_rows(20))
-    assert data.public_names == ["0.jsonl"]
     assert json.loads(json.dumps(data.as_dict()))["train"] == len(data.train)
