@@ -23,7 +23,7 @@ from data.command_line import argument, given_flags, option, run_command
 if TYPE_CHECKING:
     from publish.source import Source
 
-BELOW_PUSH = ""  # what --merged is without a folder
+NO_FOLDER = ""  # what --merged is without a folder
 KINDS = ("f16", "bf16", "q8_0")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 # Flags that only say something about what another flag asks for.
@@ -47,7 +47,7 @@ class ExportConfig:
     merged: str | None = option(
         None,
         "write base and adapter as one model into this new folder; none is needed with --push",
-        const=BELOW_PUSH,
+        const=NO_FOLDER,
     )
     dtype: str = option("auto", "of the merged weights: fp32, bf16, fp16; auto is the base's")
     max_shard_size: str = option("5GB", "largest file of merged weights, as 500MB or 5GB")
@@ -59,7 +59,7 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.merged is None and self.gguf is None and self.push is None:
             raise ValueError("nothing to do: add --merged FOLDER, --gguf FILE or --push USER/NAME")
-        if self.merged == BELOW_PUSH and self.push is None:
+        if self.merged == NO_FOLDER and self.push is None:
             raise ValueError("--merged lacks the folder to write to; add it, or --push USER/NAME")
         for flag, value, choices in (
             ("dtype", self.dtype, DTYPES),
@@ -94,9 +94,9 @@ def main(given: Mapping[str, Any]) -> None:
 
     source = open_source(config.adapter, config.model)
     if config.push is not None:
-        from data.upload import open_repo
+        from publish.push import open_target
 
-        open_repo(config.push, config.private)
+        open_target(config.push, config.private, is_merged=config.merged is not None)
     if config.merged:
         merge(source, config, path_of(config.merged))
     if config.gguf is not None:
@@ -181,10 +181,10 @@ def publish(source: Source, config: ExportConfig) -> None:
     assert config.push is not None
     with tempfile.TemporaryDirectory() as place:
         folder = path_of(config.merged) if config.merged else Path(place) / "model"
-        if config.merged == BELOW_PUSH:
+        if config.merged == NO_FOLDER:
             merge(source, config, folder)
         merged = None if config.merged is None else folder
-        print(f"published: {push(source, config.push, config.private, merged)}")
+        print(f"published: {push(source, config.push, merged)}")
 
 
 def command(arguments: Sequence[str]) -> int:

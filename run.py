@@ -28,7 +28,7 @@ from lora.choose_run import choose_config, choose_folder
 from lora.config import BaseModel
 from lora.inject import add_lora
 from lora.progress import plan
-from lora.restore import check_apart, fetch_newer
+from lora.restore import check_apart, fetch_newer, refuse_taken
 from lora.run_folder import RunFolder
 from lora.train_config import TrainConfig
 from model.config import LlamaConfig
@@ -83,7 +83,8 @@ def prepare(given: Mapping[str, Any]) -> Run:
     world = World(given.get("device", "auto"))
     with world.main_first():
         backup = open_backup(given, folder)
-        for line in fetch_newer(folder, backup, given):
+        fetch_newer(folder, backup, given) if given.get("resume") else refuse_taken(backup)
+        for line in backup.take_news():
             world.print(line)
     saved = folder.saved_config() if given.get("resume") else {}
     config = choose_config(given, saved, folder.path)
@@ -143,7 +144,7 @@ def open_backup(given: Mapping[str, Any], folder: RunFolder) -> Backup:
         place = HubPlace(name.removeprefix(HUB))
     else:
         place = FolderPlace(Path(name).expanduser())
-        check_apart(place.folder, folder)
+        check_apart(place.path, folder)
     place.open()
     return Backup(place)
 

@@ -59,15 +59,16 @@ def main(given: Mapping[str, Any]) -> int:
     run = prepare(given)
     done = resume(run)
     announce(run)
-    with Interrupt() as interrupt:
+    with Interrupt() as interrupt, run.backup:
         done = train(run, done, interrupt)
         save(run, done)
         if done == run.steps:
             run.folder.publish_adapter(result(run))
         trouble = run.backup.finish(lambda: done < run.steps or bool(interrupt.signal))
+        is_only_here = run.world.any(bool(trouble))  # until then the others wait for the main one
     run.world.close()
     if trouble:
-        run.world.print(f"step {done} is not in {run.config.backup} ({trouble}), only here")
+        run.world.print(f"step {done} is only here, and not in {run.config.backup}: {trouble}")
     if done < run.steps:
         run.world.print(f"stopped after step {done} of {run.steps}, all saved in {run.folder.path}")
         run.world.print("the same command with --resume goes on from there")
@@ -75,7 +76,7 @@ def main(given: Mapping[str, Any]) -> int:
     records, peak = run.folder.records(), peak_bytes(run.world.device)
     seconds = time.perf_counter() - started
     run.world.print(summary(records, seconds, peak, run.folder.adapter, run.config.model))
-    return NOT_BACKED_UP if trouble else 0
+    return NOT_BACKED_UP if is_only_here else 0
 
 
 def train(run: Run, done: int, interrupt: Interrupt) -> int:
@@ -100,6 +101,8 @@ def train(run: Run, done: int, interrupt: Interrupt) -> int:
             log_step(run, done, step)
             lr = learning_rate(done - 1, run.steps, config)
             bar.update(step.loss, lr, step.speed, run.backup.status)
+            for line in run.backup.take_news():
+                run.world.note(line)
             if done == first + 3:
                 seconds = (time.perf_counter() - started) / 3 * (run.steps - done)
                 run.world.note(time_left(seconds, run.world.device.type, "the first steps"))

@@ -7,12 +7,9 @@ deleted.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 
 from data.upload import commit_files, list_repo, open_repo, read_repo_file
-
-COPY = re.compile(r"step-(\d{6,})/([^/]+)")
 
 
 class HubPlace:
@@ -32,38 +29,23 @@ class HubPlace:
         """Makes sure that there is a repo of ours; see `open_repo` for what it refuses."""
         open_repo(self.id, private=True)
 
-    def steps(self) -> list[int]:
-        """After how many steps there are copies, the oldest first."""
-        return sorted(self.copies())
-
-    def read(self, step: int) -> dict[str, bytes]:
-        """All files of a copy, by their names."""
-        commit, _ = list_repo(self.id)
-        return {
-            name: read_repo_file(self.id, commit, f"{folder_of(step)}{name}")
-            for name in self.copies().get(step, ())
-        }
-
-    def read_file(self, step: int, name: str) -> bytes:
-        """One file of a copy."""
-        commit, _ = list_repo(self.id)
-        return read_repo_file(self.id, commit, f"{folder_of(step)}{name}")
-
-    def replace(self, step: int, files: Mapping[str, bytes], obsolete: Collection[int]) -> None:
-        """Adds a copy and removes the obsolete ones, at once."""
-        added = {f"{folder_of(step)}{name}": content for name, content in files.items()}
-        commit_files(self.id, added, f"Step {step}", delete=[folder_of(old) for old in obsolete])
-
-    def copies(self) -> dict[int, list[str]]:
-        """The names of each copy's files."""
+    def folders(self) -> dict[str, set[str]]:
+        """All folders of the repo, and the names of their files."""
         _, names = list_repo(self.id)
-        found: dict[int, list[str]] = {}
+        found: dict[str, set[str]] = {}
         for name in names:
-            if match := COPY.fullmatch(name):
-                found.setdefault(int(match[1]), []).append(match[2])
+            folder, slash, file = name.partition("/")
+            if slash:
+                found.setdefault(folder, set()).add(file)
         return found
 
+    def read(self, folder: str) -> dict[str, bytes]:
+        """All files of a folder, by their names."""
+        commit, names = list_repo(self.id)
+        inside = [name for name in names if name.startswith(f"{folder}/")]
+        return {name.partition("/")[2]: read_repo_file(self.id, commit, name) for name in inside}
 
-def folder_of(step: int) -> str:
-    """The folder of the copy after `step` steps."""
-    return f"step-{step:06d}/"
+    def replace(self, folder: str, files: Mapping[str, bytes], obsolete: Collection[str]) -> None:
+        """Adds a folder and removes the obsolete ones, at once."""
+        added = {f"{folder}/{name}": content for name, content in files.items()}
+        commit_files(self.id, added, f"Add {folder}", delete=[f"{old}/" for old in obsolete])

@@ -8,7 +8,7 @@ from data.download import TROUBLE, silent_client_log
 
 
 def stated_license(id: str, type: str, revision: str | None = None) -> str | None:
-    """The licence in the metadata of a repo's card; None if it states none or cannot be asked.
+    """The licence in the metadata of a repo's card: "" if it states none, None if nobody answers.
 
     Args:
         id: of a repo on the Hub.
@@ -26,4 +26,4 @@ def stated_license(id: str, type: str, revision: str | None = None) -> str | Non
     except (*TROUBLE, KeyError, TypeError, AttributeError):
         return None
     names = stated if isinstance(stated, list) else [stated]
-    return ", ".join(map(str, names)) if all(names) else None
+    return ", ".join(map(str, names)) if all(names) else ""

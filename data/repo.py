@@ -154,11 +154,12 @@ def explain_writing(error: Exception, repo: Repo) -> str | None:
         return f"{endpoint()} wants to be paid for {repo.id}: see {endpoint()}/settings/billing"
     if status == 403:
         return (
-            f"{endpoint()} forbids your token to write to {repo.id}: "
-            f"allow it at {endpoint()}/settings/tokens"
+            f"{endpoint()} forbids your token to write to {repo.id}: allow it at "
+            f"{endpoint()}/settings/tokens, or see at {endpoint()}/settings/billing whether your "
+            "private storage is full"
         )
     if status == 400:
-        return f"{endpoint()} takes the files for {repo.id} for wrong: look at its README.md"
+        return f"{endpoint()} finds the files for {repo.id} wrong, as a card with bad metadata"
     if isinstance(error, OSError) and error.errno and not isinstance(error, OUTAGES):
         return f"a file for {repo.id} cannot be read or written ({error.strerror})"
     return None

@@ -211,7 +211,7 @@ def asking(repo: Repo) -> Iterator[None]:
     except (*TROUBLE, KeyError, TypeError, AttributeError) as error:
         refusal = explain_writing(error, repo) or (
             f"{repo.page} cannot be reached now ({reason(error)}): "
-            "run the same command again, it does no harm and goes on where it was"
+            "run the same command again, which does no harm"
         )
         raise HubError(refusal) from None
 

@@ -2,7 +2,7 @@
 
 A copy is one folder, step-000100, with everything that going on from there takes: the checkpoint's
 files, the run's config.json, data.json and metrics.jsonl up to then, and a manifest of them all.
-Whatever the place is, a copy counts if each of its files is what the manifest says.
+Whatever the place is, a copy counts if each file in its manifest is what the manifest says.
 
 Copying is a thread's work: training never waits for it. A place that fails is tried again after a
 pause, which grows; if a newer checkpoint is there by then, that one is copied instead.
@@ -10,6 +10,7 @@ pause, which grows; if a newer checkpoint is there by then, that one is copied i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -24,13 +25,14 @@ from lora.durable import (
     remove_folder,
     remove_leftovers,
     verify_files,
+    verify_folder,
 )
-from lora.run_folder import checkpoint_name, steps_in
+from lora.run_folder import CHECKPOINT_NAME, CONFIG, checkpoint_name
 
 KEPT = 2  # copies, the newest
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0  # seconds before a failed copy is tried again
-LAST_TRIES = 5  # to copy the last checkpoint: with the pauses between them about half a minute
-URGENT_SECONDS = 20.0  # left to it when the machine is about to go; torchrun kills after 30
+PATIENCE = 60.0  # seconds in which a place that fails may recover when all else is done
+URGENT_SECONDS = 20.0  # for the last copy when the machine is about to go; torchrun kills after 30
 
 
 class Place(Protocol):
@@ -39,67 +41,74 @@ class Place(Protocol):
     def open(self) -> None:
         """Makes sure that copies can be written here, as far as that can be told."""
 
-    def steps(self) -> list[int]:
-        """After how many steps there are copies, whole or not, the oldest first."""
+    def folders(self) -> dict[str, set[str]]:
+        """All folders that are here, and the names of their files."""
 
-    def read(self, step: int) -> dict[str, bytes]:
-        """All files of a copy, by their names, as they are there now."""
+    def read(self, folder: str) -> dict[str, bytes]:
+        """All files of a folder, by their names, as they are there now."""
 
-    def read_file(self, step: int, name: str) -> bytes:
-        """One file of a copy."""
-
-    def replace(self, step: int, files: Mapping[str, bytes], obsolete: Collection[int]) -> None:
-        """Adds a copy, visible only when it is whole, and then removes the obsolete ones."""
+    def replace(self, folder: str, files: Mapping[str, bytes], obsolete: Collection[str]) -> None:
+        """Adds a folder, visible only when it is whole, and then removes the obsolete ones."""
 
 
 class FolderPlace:
     """Copies in a folder: another disk, or a mounted drive.
 
     Args:
-        folder: is made if need be; the one above must be there, or a drive that is not mounted
-            would be taken for an empty one.
+        path: the folder; is made if need be. The one above must be there, or a drive that is
+            mounted there and just now is not would be taken for an empty one.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def __str__(self) -> str:
-        return str(self.folder)
+        return str(self.path)
 
     def open(self) -> None:
-        parent = self.folder.resolve().parent
+        parent = self.path.resolve().parent
         if not parent.is_dir():
             raise ValueError(
-                f"--backup is {self.folder}, but there is no folder {parent}; mount the drive, or "
-                "make the folder"
+                f"--backup is {self.path}, but there is no folder {parent}; mount the drive, make "
+                "the folder, or for a repo on the Hub write hub:USER/NAME"
             )
-        place = self.folder if self.folder.exists() else parent
+        place = self.path if self.path.exists() else parent
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
             raise ValueError(
-                f"--backup is {self.folder}, which cannot be written; choose another folder"
+                f"--backup is {self.path}, which cannot be written; choose another folder"
             )
 
-    def steps(self) -> list[int]:
-        return steps_in(self.folder)
+    def folders(self) -> dict[str, set[str]]:
+        if not self.path.is_dir():
+            return {}
+        found = (folder for folder in self.path.iterdir() if folder.is_dir())
+        return {folder.name: {file.name for file in folder.iterdir()} for folder in found}
 
-    def read(self, step: int) -> dict[str, bytes]:
-        folder = self.folder / checkpoint_name(step)
-        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    def read(self, folder: str) -> dict[str, bytes]:
+        files = (file for file in (self.path / folder).iterdir() if file.is_file())
+        return {file.name: file.read_bytes() for file in files}
 
-    def read_file(self, step: int, name: str) -> bytes:
-        return (self.folder / checkpoint_name(step) / name).read_bytes()
-
-    def replace(self, step: int, files: Mapping[str, bytes], obsolete: Collection[int]) -> None:
-        self.folder.mkdir(exist_ok=True)
-        remove_leftovers(self.folder)
-        contents = {name: content for name, content in files.items() if name != MANIFEST}
-        publish_folder(self.folder / checkpoint_name(step), contents)
+    def replace(self, folder: str, files: Mapping[str, bytes], obsolete: Collection[str]) -> None:
+        if not self.has(folder, files[MANIFEST]):
+            self.path.mkdir(exist_ok=True)
+            remove_leftovers(self.path)
+            contents = {name: content for name, content in files.items() if name != MANIFEST}
+            publish_folder(self.path / folder, contents)
         for old in obsolete:
-            remove_folder(self.folder / checkpoint_name(old))
+            remove_folder(self.path / old)
+
+    def has(self, folder: str, expected: bytes) -> bool:
+        """Whether this very copy is there already: replacing it could only harm it."""
+        with contextlib.suppress(ValueError, OSError):
+            verify_folder(self.path / folder)
+            return (self.path / folder / MANIFEST).read_bytes() == expected
+        return False
 
 
 class Backup:
     """Copies checkpoints to a place, in the background.
+
+    As a context it gives the last copy a little time if an error ends the block.
 
     Args:
         place: where to; None copies nothing.
@@ -107,47 +116,68 @@ class Backup:
 
     def __init__(self, place: Place | None) -> None:
         self.place = place
+        self.damaged: set[int] = set()
         self.changed = threading.Condition()
         self.waiting: tuple[int, Mapping[str, bytes]] | None = None
-        self.copied: int | None = None
-        self.failures = 0  # in a row
-        self.trouble = ""
-        self.is_woken = False  # from a pause
+        self.trouble = ""  # of the last try
+        self.news: list[str] = []
+        self.longest_pause = LONGEST_PAUSE
         self.thread: threading.Thread | None = None
+
+    def __enter__(self) -> Backup:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
+        if kind is not None:
+            self.finish(lambda: True)
 
     @property
     def status(self) -> str:
-        """What a progress bar says of it."""
-        if self.failures:
-            return f"backup failed {self.failures} times ({self.trouble})"
-        return "" if self.copied is None else f"backup of step {self.copied}"
+        """What a progress bar says of it; nothing while all is well."""
+        return f"BACKUP FAILS ({in_few_words(self.trouble)})" if self.trouble else ""
 
-    def newest(self, above: int) -> tuple[tuple[int, dict[str, bytes]] | None, list[str]]:
-        """The newest whole copy of more than `above` steps, and why each newer one is not whole.
+    def take_news(self) -> list[str]:
+        """What happened since this was asked last, a line each."""
+        with self.changed:
+            news, self.news = self.news, []
+        return news
+
+    # --- what is there ----------------------------------------------------------------------------
+
+    def steps(self) -> list[int]:
+        """After how many steps there are copies, whole or not, the oldest first.
+
+        A folder is one if it has the name of one, and in it a manifest or a configuration.
+        """
+        folders = self.place.folders() if self.place else {}
+        names = [name for name, files in folders.items() if files & {MANIFEST, CONFIG}]
+        return sorted(int(match[1]) for match in map(CHECKPOINT_NAME.fullmatch, names) if match)
+
+    def newest(self) -> tuple[int, dict[str, bytes]] | None:
+        """The newest whole copy. What is wrong with newer ones is news, and they are obsolete.
 
         Raises:
             ValueError: a copy cannot be read at all. That may pass, and going back would lose it.
         """
-        reasons: list[str] = []
-        if self.place is None:
-            return None, reasons
-        for step in reversed(self.place.steps()):
-            if step <= above:
-                break
+        for step in reversed(self.steps()):
+            assert self.place is not None
             where = f"{self.place}/{checkpoint_name(step)}"
             try:
-                files = self.place.read(step)
+                files = self.place.read(checkpoint_name(step))
             except OSError as error:
                 raise ValueError(
                     f"{where} cannot be read ({error.strerror}): run the same command again, or "
                     "remove that copy to go on from the one before it"
                 ) from None
             try:
-                verify_files(where, files)
-                return (step, files), reasons
+                names = verify_files(where, files)
+                return step, {name: files[name] for name in names}
             except ValueError as error:
-                reasons.append(str(error))
-        return None, reasons
+                self.damaged.add(step)
+                self.news.append(f"{error}: it is not taken")
+        return None
+
+    # --- what is added ----------------------------------------------------------------------------
 
     def copy(self, step: int, files: Mapping[str, bytes]) -> None:
         """Has a checkpoint copied; returns at once. One that is still waiting is left out."""
@@ -171,58 +201,86 @@ class Backup:
             try:
                 self.put(*job)
             except Exception as error:  # whatever it is, training must not end for it
-                with self.changed:
-                    self.failures += 1
-                    self.trouble = in_few_words(error)
-                    self.changed.notify_all()
-                    was_woken = self.changed.wait_for(lambda: self.is_woken, timeout=pause)
-                    self.is_woken = False
-                pause = FIRST_PAUSE if was_woken else min(2 * pause, LONGEST_PAUSE)
-                continue
-            pause = FIRST_PAUSE
-            with self.changed:
-                self.copied, self.failures = job[0], 0
-                if self.waiting is job:
-                    self.waiting = None
-                self.changed.notify_all()
+                self.has_failed(job[0], in_words(error))
+                self.rest(pause)
+                pause *= 2
+            else:
+                self.has_copied(job)
+                pause = FIRST_PAUSE
+            del job  # its files are memory
+
+    def has_failed(self, step: int, reason: str) -> None:
+        """Notes that a copy could not be made; only the first of several times is news."""
+        with self.changed:
+            if not self.trouble:
+                self.news.append(
+                    f"step {step} could not be copied to {self.place} ({reason}); it is tried again"
+                )
+            self.trouble = reason
+            self.changed.notify_all()
+
+    def has_copied(self, job: tuple[int, Mapping[str, bytes]]) -> None:
+        """Notes that a copy was made."""
+        with self.changed:
+            if self.trouble:
+                self.news.append(f"{self.place} has step {job[0]}, after all")
+            self.trouble = ""
+            if self.waiting is job:
+                self.waiting = None
+            self.changed.notify_all()
+
+    def rest(self, seconds: float) -> None:
+        """Waits, but never longer than `longest_pause`, even if that is lowered meanwhile."""
+        with self.changed:
+            seconds = min(seconds, self.longest_pause)
+            self.changed.wait_for(lambda: self.longest_pause < seconds, timeout=seconds)
 
     def put(self, step: int, files: Mapping[str, bytes]) -> None:
-        """Copies one checkpoint and removes all copies but the newest.
+        """Copies one checkpoint and removes all copies but the newest whole ones.
 
-        Newer ones are of a future that this run went back from, because they were damaged.
+        Newer ones stay unless they are damaged: they may be another machine's.
         """
         assert self.place is not None
-        others = [other for other in self.place.steps() if other != step]
-        older = [other for other in others if other < step]
-        newer = [other for other in others if other > step]
+        steps = self.steps()
+        older = [other for other in steps if other < step and other not in self.damaged]
+        damaged = [other for other in steps if other != step and other in self.damaged]
         whole = dict(files) | {MANIFEST: manifest(files)}
-        self.place.replace(step, whole, older[: -(KEPT - 1)] + newer)
+        obsolete = [checkpoint_name(old) for old in older[: -(KEPT - 1)] + damaged]
+        self.place.replace(checkpoint_name(step), whole, obsolete)
+        self.damaged.discard(step)
 
     def finish(self, is_urgent: Callable[[], bool]) -> str:
         """Waits until the last checkpoint is copied, or it is clear that it cannot be.
 
+        A copy that is being made and does not fail is waited for however long it takes.
+
         Args:
-            is_urgent: whether the machine is about to go, so that there is no time to try again.
+            is_urgent: whether the machine is about to go.
 
         Returns:
             What is wrong; nothing if all is copied.
         """
-        urgent_since = None
+        started, urgent_since = time.monotonic(), None
         with self.changed:
-            self.failures, self.is_woken = 0, True
+            self.longest_pause = min(self.longest_pause, 5.0)  # ends a longer one
             self.changed.notify_all()
             while self.waiting is not None:
+                now = time.monotonic()
                 if is_urgent():
-                    urgent_since = urgent_since or time.monotonic()
-                    if time.monotonic() > urgent_since + URGENT_SECONDS:
-                        return "it takes too long"
-                if self.failures >= (LAST_TRIES if urgent_since is None else 1):
+                    urgent_since = now if urgent_since is None else urgent_since
+                    if now > urgent_since + URGENT_SECONDS:
+                        return self.trouble or "it takes too long"
+                elif self.trouble and now > started + PATIENCE:
                     return self.trouble
                 self.changed.wait(0.1)
         return ""
 
 
-def in_few_words(error: Exception) -> str:
-    """An error for a progress bar."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def in_words(error: Exception) -> str:
+    """What an error says, or what it is called."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def in_few_words(text: str) -> str:
+    """The beginning of a text, for a progress bar."""
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -9,8 +9,6 @@ from lora.config import BaseModel
 # What vLLM can be told to make room for.
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-
 
 def how_to_use(
     base: BaseModel, base_on_hub: str | None, repo: str | None, is_merged: bool, rank: int | None

@@ -17,11 +17,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+PLAIN_NAME = re.compile(r"\w[\w.-]*")  # of a file in a folder; nothing that leads elsewhere
 UNFINISHED = ".unfinished-"
 REPLACED = f"{UNFINISHED}replaced-"
 
@@ -193,32 +195,33 @@ def manifest(files: Mapping[str, bytes]) -> bytes:
 
 
 def verify_folder(folder: Path) -> None:
-    """Makes sure that a folder holds exactly what its manifest says.
+    """Makes sure that a folder holds what its manifest says.
+
+    What else is in it does not matter: file managers leave files of their own everywhere.
 
     Raises:
-        ValueError: naming the first file that is missing, left over or different.
+        ValueError: naming the first file that is missing or different.
     """
-    present = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    check_content(folder, present, lambda name: (folder / name).read_bytes())
+    check_content(folder, lambda name: (folder / name).read_bytes())
 
 
-def verify_files(where: object, files: Mapping[str, bytes]) -> None:
-    """The same of files that were read already; `where` says from where."""
-    check_content(where, files, files.__getitem__)
+def verify_files(where: object, files: Mapping[str, bytes]) -> list[str]:
+    """The same of files that were read already; `where` says from where. Returns their names."""
+    return check_content(where, files.__getitem__)
 
 
-def check_content(where: object, present: Iterable[str], read: Callable[[str], bytes]) -> None:
-    """Compares files with the manifest among them. Raises ValueError."""
+def check_content(where: object, read: Callable[[str], bytes]) -> list[str]:
+    """Compares files with their manifest; returns the names in it. Raises ValueError."""
     try:
         listing = json.loads(read(MANIFEST))["files"]
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in listing.items()}
-        for name in sorted((set(present) - {MANIFEST}) ^ expected.keys()):
-            lack = "is missing" if name in expected else "is not in its manifest"
-            raise ValueError(f"{name} {lack}")
-        for name, (size, sha256) in expected.items():
-            content = read(name)
-            if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
-                raise ValueError(f"{name} is not what was written")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = error if type(error) is ValueError else f"{MANIFEST} cannot be read"
-        raise ValueError(f"{where} is damaged: {reason}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{where} is damaged: {MANIFEST} cannot be read") from None
+    for name, (size, sha256) in expected.items():
+        try:
+            content = read(name) if PLAIN_NAME.fullmatch(name) else b""
+        except (OSError, KeyError):
+            raise ValueError(f"{where} is damaged: {name} is missing") from None
+        if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError(f"{where} is damaged: {name} is not what was written")
+    return list(expected)

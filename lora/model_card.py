@@ -25,7 +25,6 @@ PRIVATE = {
 }  # fmt: skip
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
-UNKNOWN_LICENSE = "states no licence"
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ class CardFacts:
             learn from first, as many as there are in the flag `data`. Also its "license", where it
             states one.
         records: of metrics.jsonl.
-        base_license: the licence that the base states, if any.
+        base_license: the licence that the base states, "" if it states none; None if it was not
+            asked.
         repo: the Hub id that it will have, if it is published.
         is_merged: whether it is a model of its own.
         picture: the file name of the loss curve, if there is one.
@@ -56,10 +56,14 @@ class CardFacts:
 
     @property
     def base_on_hub(self) -> str | None:
-        """The base's Hub id, if it has one; a local folder's name has no owner and no commit."""
-        name = self.base.name or ""
-        is_id = bool(HUB_ID.fullmatch(name)) and (self.base.revision or "/" in name)
-        return name if is_id else None
+        """The base's Hub id, if it has one."""
+        return self.base.name if is_on_hub(self.base) else None
+
+
+def is_on_hub(base: BaseModel) -> bool:
+    """Whether a base model's name is a Hub id: a local folder's has no owner and no commit."""
+    name = base.name or ""
+    return bool(HUB_ID.fullmatch(name)) and ("/" in name or base.revision is not None)
 
 
 def model_card(facts: CardFacts) -> str:
@@ -70,7 +74,13 @@ def model_card(facts: CardFacts) -> str:
         metadata(facts),
         f"# A LoRA adapter {kind} {name}",
         origin(facts),
-        how_to_use(facts.base, facts.base_on_hub, facts.repo, facts.is_merged, rank_of(facts)),
+        how_to_use(
+            facts.base,
+            facts.base_on_hub,
+            facts.repo,
+            facts.is_merged,
+            facts.flags.get("lora_rank"),
+        ),
         results(facts),
         samples(facts.records),
         settings(facts.flags),
@@ -102,7 +112,7 @@ def origin(facts: CardFacts) -> str:
     revision = f" at revision `{base.revision}`" if base.revision else ""
     sha256 = f" (sha256 of its weights: `{base.sha256}`)" if base.sha256 else ""
     text = f"The base model is {code(base.name or 'unknown')}{revision}{sha256}."
-    if facts.base_on_hub:
+    if facts.base_on_hub and facts.base_license is not None:
         text += f" Licence of the base model: {stated(facts.base_license)}."
     if not facts.sources:
         return text + " What the adapter was trained on is not known."
@@ -117,7 +127,7 @@ def origin(facts: CardFacts) -> str:
         use = "training" if number < num_learnt else "evaluation"
         cells = [
             code(public_name(source)), f"`{source['revision']}`" if source["revision"] else "local",
-            use, *counts, stated(source.get("license")),
+            use, *counts, stated(source.get("license")) if source["revision"] else "",
         ]  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |")
     return text + "\n\n" + "\n".join(rows)
@@ -130,13 +140,13 @@ def public_name(source: Mapping[str, Any]) -> str:
 
 def stated(license: str | None) -> str:
     """What is known of a licence."""
-    return code(license) if license else UNKNOWN_LICENSE
+    return "not asked" if license is None else code(license) if license else "states none"
 
 
 def results(facts: CardFacts) -> str:
     """What the training did to the loss, in a picture and in numbers."""
     losses, lines = held_out_losses(facts.records), []
-    if losses:
+    if len(losses) > 1:
         lines.append(
             f"Loss on held-out conversations: {losses[0]:.4f} nats per target token before, "
             f"{losses[-1]:.4f} after."
@@ -162,11 +172,6 @@ def settings(flags: Mapping[str, Any]) -> str:
     names = [f.name for f in dataclasses.fields(TrainConfig) if f.name not in PRIVATE]
     rows = [f"| `--{n.replace('_', '-')}` | {shown(flags[n])} |" for n in names if n in flags]
     return "\n".join(["## Settings", "", "| setting | value |", "|---|---|", *rows])
-
-
-def rank_of(facts: CardFacts) -> int | None:
-    """The adapter's rank."""
-    return facts.flags.get("lora_rank")
 
 
 def shown(value: Any) -> str:

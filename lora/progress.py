@@ -51,14 +51,15 @@ class StepBar:
         """Leaves the bar as it is."""
         self.bar.close()
 
-    def update(self, loss: float, lr: float, tokens_per_second: float, more: str = "") -> None:
-        """Shows one more step, and behind its numbers what `more` says."""
+    def update(self, loss: float, lr: float, tokens_per_second: float, trouble: str) -> None:
+        """Shows one more step, and before its numbers what is wrong, if anything is."""
         if math.isfinite(loss):
             before = loss if self.smoothed is None else self.smoothed
             self.smoothed = SMOOTHING * before + (1 - SMOOTHING) * loss
         smoothed = math.nan if self.smoothed is None else self.smoothed
-        text = f"loss {loss:.3f}, smoothed {smoothed:.3f}, lr {lr:.1e}"
-        text += f", {tokens_per_second:,.0f} tokens/s" + (f", {more}" if more else "")
+        text = f"{trouble}, " if trouble else ""
+        text += f"loss {loss:.3f}, smoothed {smoothed:.3f}, lr {lr:.1e}"
+        text += f", {tokens_per_second:,.0f} tokens/s"
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
         self.done += 1
@@ -83,7 +84,7 @@ def summary(
     """What came of a run, from its metrics."""
     losses = held_out_losses(records)
     lines = []
-    if losses:
+    if len(losses) > 1:
         lines.append(f"held-out loss {losses[0]:.4f} before, {losses[-1]:.4f} after")
     lines.append(f"{duration(seconds)}, at most {gigabytes(peak)} of memory")
     lines.append(f"the adapter is in {adapter}; chat with it:")

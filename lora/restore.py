@@ -7,43 +7,41 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora.backup import Backup, Place
-from lora.run_folder import CONFIG, OWN_FILES, RunFolder
+from lora.backup import Backup
+from lora.run_folder import CONFIG, OWN_FILES, RunFolder, step_of
 from lora.train_config import continued, differences
 
 
-def fetch_newer(folder: RunFolder, backup: Backup, given: Mapping[str, Any]) -> list[str]:
+def refuse_taken(backup: Backup) -> None:
+    """Refuses to begin a run with copies in a place that has some already. Raises ValueError."""
+    if backup.steps():
+        raise ValueError(
+            f"--backup is {backup.place}, which has copies of a run already; add --resume to go on "
+            "with it, or choose another place"
+        )
+
+
+def fetch_newer(folder: RunFolder, backup: Backup, given: Mapping[str, Any]) -> None:
     """Puts the newest whole copy into the run's folder, if what is there is older or damaged.
 
     Args:
         folder: the run's; need not exist.
-        backup: where copies are.
+        backup: where copies are; what to tell the user is added to its news.
         given: the flags that were given.
 
-    Returns:
-        What to tell the user.
-
     Raises:
-        ValueError: if the copies are another run's; then nothing was changed.
+        ValueError: if the copies are another run's, or none is whole and neither is a checkpoint
+            here; then nothing was changed.
     """
-    if backup.place is None:
-        return []
-    steps = backup.place.steps()
-    if not given.get("resume"):
-        if steps:
-            raise ValueError(
-                f"--backup is {backup.place}, which has copies of a run already; add --resume to "
-                "go on with it, or choose another place"
-            )
-        return []
     checkpoint, _ = folder.newest_checkpoint()
-    here = int(checkpoint.name.partition("-")[2]) if checkpoint else -1
-    found, damaged = backup.newest(above=here)
-    told = [f"{reason}: going back to the copy before it" for reason in damaged]
+    found = backup.newest()
     if found is None:
-        if steps and steps[-1] <= here:
-            check_same_run(backup.place, backup.place.read_file(steps[-1], CONFIG), folder, given)
-        return told
+        if backup.damaged and checkpoint is None:
+            raise ValueError(
+                f"{backup.news[0]}, and {backup.place} has no other one; remove what is there to "
+                "begin again, or choose another place"
+            )
+        return
     step, files = found
     missing = [name for name in OWN_FILES if name not in files]
     if missing:
@@ -52,20 +50,22 @@ def fetch_newer(folder: RunFolder, backup: Backup, given: Mapping[str, Any]) -> 
             "backup; choose another place"
         )
     check_same_run(backup.place, files[CONFIG], folder, given)
-    folder.restore(step, files)
-    return [*told, f"fetched the checkpoint after step {step} from {backup.place}"]
+    if checkpoint is None or step_of(checkpoint) < step:
+        folder.restore(step, files)
+        backup.news.append(f"fetched the checkpoint after step {step} from {backup.place}")
 
 
 def check_same_run(
-    place: Place, config: bytes, folder: RunFolder, given: Mapping[str, Any]
+    place: object, config: bytes, folder: RunFolder, given: Mapping[str, Any]
 ) -> None:
     """Refuses copies of another run than the flags or the run's folder describe."""
     try:
         theirs = json.loads(config)
-        if not isinstance(theirs, dict):
-            raise ValueError("no object")
-    except ValueError:
-        raise ValueError(f"{place}: a copy's {CONFIG} cannot be read; remove that copy") from None
+        theirs = theirs if isinstance(theirs, dict) else {}
+    except (ValueError, RecursionError):
+        theirs = {}
+    if not theirs:
+        raise ValueError(f"{place}: a copy's {CONFIG} cannot be read; remove that copy")
     continued(theirs, given, place)
     ours = folder.saved_config()
     if ours and (different := differences(theirs, ours)):

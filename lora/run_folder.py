@@ -235,6 +235,13 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """After how many steps a checkpoint was made, by its name."""
+    match = CHECKPOINT_NAME.fullmatch(checkpoint.name)
+    assert match, checkpoint
+    return int(match[1])
+
+
 def steps_in(folder: Path) -> list[int]:
     """After how many steps there are checkpoints in a folder, the oldest first."""
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []

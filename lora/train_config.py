@@ -147,6 +147,8 @@ class TrainConfig:
             refuse("data_weights", min(self.data_weights), "every share must be above 0")
         if "lm_head" in self.lora_targets:
             refuse("lora_targets", "lm_head", "the head stays frozen, name layers below it")
+        if self.backup == "":
+            refuse("backup", "empty", "give a folder, or hub:USER/NAME")
         if self.seed >= 2**63:
             refuse("seed", self.seed, "it must be below 2^63")
 

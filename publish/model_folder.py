@@ -13,7 +13,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from data.hub import SMALL_FILES
 from data.tokenizer import Tokenizer
 from lora.durable import new_folder, write_parts
 from lora.progress import gigabytes
+from lora.run_folder import as_json
 from model.config import read_json
 from model.device import DTYPES
 from model.generation_config import FILE as GENERATION_FILE
@@ -90,11 +90,6 @@ def small_files(base: Path, dtype: torch.dtype) -> dict[str, bytes]:
         generation = read_json(path) if path.is_file() else {}
         files[GENERATION_FILE] = as_json(generation | {"eos_token_id": sorted(stops | {end_id})})
     return files
-
-
-def as_json(content: Mapping[str, Any]) -> bytes:
-    """JSON as the Hub's files have it."""
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def write_weights(

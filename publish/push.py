@@ -12,7 +12,7 @@ from data.repo import HubError, Repo
 from data.upload import commit_files, list_repo, open_repo
 from lora.adapter import WEIGHTS_FILE
 from lora.config import CONFIG_FILE, BaseModel
-from lora.model_card import HUB_ID, CardFacts, model_card
+from lora.model_card import CardFacts, is_on_hub, model_card
 from lora.run_folder import CHECKPOINT_NAME, DATA
 from publish.curve import draw_curve
 from publish.source import Source
@@ -21,7 +21,29 @@ CARD, PICTURE = "README.md", "loss.png"
 MERGED_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 
-def push(source: Source, repo: str, private: bool, merged: Path | None) -> str:
+def open_target(repo: str, private: bool, is_merged: bool) -> None:
+    """Makes sure that a repo can be pushed to, before anything slow; makes it if it is not there.
+
+    Args:
+        repo: `owner/name`.
+        private: only the owner can see it.
+        is_merged: whether a merged model will be pushed to it, and not an adapter.
+
+    Raises:
+        HubError: it cannot be written, or holds the other of the two; see `open_repo`.
+    """
+    open_repo(repo, private)
+    _, present = list_repo(repo)
+    has_model = any(MERGED_WEIGHTS.fullmatch(name) for name in present)
+    if CONFIG_FILE in present if is_merged else has_model:
+        what = "an adapter" if is_merged else "a whole model"
+        raise HubError(
+            f"{Repo(repo).page} holds {what}, which programs would confuse with this: "
+            "give another name"
+        )
+
+
+def push(source: Source, repo: str, merged: Path | None) -> str:
     """Uploads the adapter, or the merged model, in one commit, and nothing else is changed.
 
     Only weights of a merged model that was there before are removed, since a program might load
@@ -29,40 +51,33 @@ def push(source: Source, repo: str, private: bool, merged: Path | None) -> str:
 
     Args:
         source: the adapter.
-        repo: `owner/name`; made if it is not there.
-        private: only the owner can see it.
+        repo: `owner/name`, as `open_target` has seen it.
         merged: the folder of the merged model, if that is what to upload.
 
     Returns:
         The address of its page.
 
     Raises:
-        HubError: it cannot be written, or holds the other of the two; see `open_repo`.
+        HubError: it could not be written.
     """
-    open_repo(repo, private)
     _, present = list_repo(repo)
     old_weights = {name for name in present if MERGED_WEIGHTS.fullmatch(name)}
-    if (CONFIG_FILE in present) if merged else old_weights:
-        what = "an adapter" if merged else "a whole model"
-        raise HubError(
-            f"{Repo(repo).page} holds {what}, which programs would confuse with this: "
-            "give another name"
-        )
     base = public_base(source)
-    files = merged_files(merged) if merged else adapter_files(source.adapter, base)
+    files = merged_files(merged) if merged else public_files(source.adapter, base)
     records = records_of(source)
     picture = draw_curve(records)
     if picture:
         files[PICTURE] = picture
+    is_known = is_on_hub(base)
     facts = CardFacts(
-        base,
-        source.run.saved_config() if source.run else settings_of(source),
-        sources_of(source),
-        records,
-        stated_license(str(base.name), "model", base.revision) if is_on_hub(base) else None,
-        repo,
-        merged is not None,
-        PICTURE if picture else None,
+        base=base,
+        flags=source.run.saved_config() if source.run else settings_of(source),
+        sources=sources_of(source),
+        records=records,
+        base_license=stated_license(str(base.name), "model", base.revision) if is_known else None,
+        repo=repo,
+        is_merged=merged is not None,
+        picture=PICTURE if picture else None,
     )
     files[CARD] = model_card(facts).encode()
     what = "merged model" if merged else "adapter"
@@ -73,21 +88,14 @@ def push(source: Source, repo: str, private: bool, merged: Path | None) -> str:
 def public_base(source: Source) -> BaseModel:
     """The base model under a name that others understand, and that tells no folder of ours."""
     base, model = source.base, source.model
-    if is_on_hub(base):
+    if is_on_hub(base) and not Path(str(base.name)).exists():
         return base
     if model.revision:
         return BaseModel(model.name, model.revision, base.sha256)
     return BaseModel(PurePath(base.name or model.public_name).name, None, base.sha256)
 
 
-def is_on_hub(base: BaseModel) -> bool:
-    """Whether a base model's name is a Hub id, and not a folder's here."""
-    name = base.name or ""
-    is_id = bool(HUB_ID.fullmatch(name)) and ("/" in name or base.revision is not None)
-    return is_id and not Path(name).exists()
-
-
-def adapter_files(folder: Path, base: BaseModel) -> dict[str, bytes | Path]:
+def public_files(folder: Path, base: BaseModel) -> dict[str, bytes | Path]:
     """The adapter's two files, the base's name in them made public."""
     content = (folder / CONFIG_FILE).read_bytes()
     raw = json.loads(content)

@@ -249,9 +249,8 @@ DAMAGES = {
         ),
     ],
     "weights is missing": [lambda f: (f / "weights").unlink()],
-    "extra is not in its manifest": [
-        lambda f: (f / "extra").touch(),
-        lambda f: (f / "extra").mkdir(),
+    "../weights is not what was written": [
+        lambda f: write(f / MANIFEST, lambda c: c.replace(b'"weights"', b'"../weights"')),
     ],
     "manifest.json cannot be read": [
         lambda f: (f / MANIFEST).unlink(),
@@ -272,6 +271,14 @@ def test_a_damaged_folder_is_refused_with_the_reason(tmp_path, reason):
         with pytest.raises(ValueError) as caught:
             verify_folder(folder)
         assert str(caught.value) == f"{folder} is damaged: {reason}"
+
+
+def test_what_else_is_in_a_folder_does_not_matter(tmp_path):
+    folder = tmp_path / "a"
+    publish_folder(folder, OLD)
+    (folder / ".DS_Store").touch()
+    (folder / "more").mkdir()
+    verify_folder(folder)
 
 
 def test_a_folder_that_is_not_there_or_empty_is_refused(tmp_path):

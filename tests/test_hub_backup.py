@@ -118,7 +118,7 @@ def test_the_one_before_a_damaged_copy_is_taken_and_the_user_told(
     status, out, err = Machine(place, server, "next").run()
     assert status == 0, err
     name = f"hub:{REPO}/{backed_up[1]} is damaged: optimizer.safetensors"
-    assert f"{name} is not what was written: going back to the copy before it" in out
+    assert f"{name} is not what was written: it is not taken" in out
     assert f"fetched the checkpoint after step {int(backed_up[0][5:])} from" in out
     assert without_samples(outcome(place / "next" / "run")) == expected
 
@@ -130,7 +130,7 @@ def test_a_copy_that_cannot_be_had_just_now_is_not_given_up(place, server, backe
     machine = Machine(place, server, f"again-{fault.status}-{fault.cut_after}")
     status, out, err = machine.run()
     assert status == 2 and err.count("\n") == 1, err
-    assert "going back" not in out and not (machine.folder / "run").exists()
+    assert "not taken" not in out and not (machine.folder / "run").exists()
     server.faults.clear()
     status, out, err = machine.run()
     assert status == 0 and f"fetched the checkpoint after step {STEPS}" in out, err
@@ -160,7 +160,7 @@ REFUSED = {
     "wrong token": ({"HF_TOKEN": "hf_other"}, {}, "does not accept your token"),
     "not yours": ({}, {"backup": "hub:bob/run"}, "bob/run is not yours: you are alice"),
     "no name": ({}, {"backup": "hub:run"}, "'run' is no name of a repository"),
-    "no network": ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {}, "http://127.0.0.1:9"),
+    "no network": ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {}, "http://127.0.0.1:9 cannot be"),
 }
 
 

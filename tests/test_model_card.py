@@ -73,11 +73,12 @@ def test_data_sets_stand_there_with_what_is_known_of_them():
     held_out = TUNE | {"license": "cc-by-4.0"}
     text = card(sources=[MINE, held_out], base_license="llama3.2")
     assert metadata(text)["datasets"] == [TUNE["name"]] and metadata(text)["license"] == "llama3.2"
-    assert "| `mine.jsonl` | local | training | 1,150 | 50 | states no licence |" in text
+    assert "| `mine.jsonl` | local | training | 1,150 | 50 |  |" in text
     line = f"| `{TUNE['name']}` | `{TUNE['revision']}` | evaluation | 9 | 0 | `cc-by-4.0` |"
     assert line in text
     assert "Licence of the base model: `llama3.2`" in text
-    assert "Licence of the base model: states no licence" in card()
+    assert "Licence of the base model: states none" in card(base_license="")
+    assert "icence of" not in card()
     assert "license" not in metadata(card()) and "is not known" in card(sources=[])
 
 

@@ -28,7 +28,7 @@ from model.attention import Packed
 from model.llama import Llama
 from model.weights import load_model
 from publish.curve import draw_curve, smoothed
-from publish.push import adapter_files, public_base
+from publish.push import public_base, public_files
 from publish.source import Source
 
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors", "loss.png"}
@@ -151,7 +151,7 @@ def test_licences_come_from_the_hub_and_their_lack_stops_nothing(place, alices_h
     lines = content(alices_hub, "alice/it")["README.md"].decode().splitlines()
     rows = {row.split("|")[1].strip(" `"): row for row in lines if row.count("|") == 7}
     assert rows["lab/talk"].endswith("| `cc-by-4.0` |")
-    assert rows["lab/gone"].endswith("| states no licence |")
+    assert rows["lab/gone"].endswith("| not asked |")
     assert str(place) not in "\n".join(lines)
 
 
@@ -201,7 +201,7 @@ def test_another_programs_adapter_is_pushed_with_the_name_of_its_base_changed_on
     file = place / "run" / "adapter" / "adapter_config.json"
     raw = json.loads(file.read_text()) | {"peft_version": "0.21", "lora_alpha": 3}
     file.write_text(json.dumps(raw | {"base_model_name_or_path": "/home/me/llama"}))
-    pushed = adapter_files(file.parent, BaseModel("lab/llama", "c" * 40))
+    pushed = public_files(file.parent, BaseModel("lab/llama", "c" * 40))
     names = {"base_model_name_or_path": "lab/llama", "revision": "c" * 40}
     assert json.loads(pushed["adapter_config.json"]) == raw | names
 

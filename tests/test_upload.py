@@ -153,7 +153,7 @@ def test_a_repo_that_is_gone_and_a_card_that_is_wrong_are_one_line(alice, alices
     alice.open(IT)
     bad = alice.refusal("commit_files", id=IT, files=bad_card, message="Some")
     assert bad.startswith(
-        f"{alices_hub.url} takes the files for alice/it for wrong: look at its README"
+        f"{alices_hub.url} finds the files for alice/it wrong, as a card with bad metadata"
     )
     assert content(alices_hub, IT) == {}
 
