@@ -160,7 +160,7 @@ REFUSED = {
     "wrong token": ({"HF_TOKEN": "hf_other"}, {}, "does not accept your token"),
     "not yours": ({}, {"backup": "hub:bob/run"}, "bob/run is not yours: you are alice"),
     "no name": ({}, {"backup": "hub:run"}, "'run' is no name of a repository"),
-    "no network": ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {}, "http://127.0.0.1:9 cannot be"),
+    "no network": ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {}, "alice/run cannot be reached now"),
 }
 
 
