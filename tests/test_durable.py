@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+import torch
 from small_runs import status
 
 from lora import durable
@@ -50,6 +51,7 @@ def killed_at(line: int, torn: bool, action: Any) -> bool:
     """
     process = os.fork()
     if process == 0:
+        torch.set_num_threads(1)  # a forked process has none of the other threads, and would wait
         executed = 0
 
         def trace(frame: FrameType, event: str, argument: object) -> Any:
