@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+# Before torch is imported: where several files are tested at once, each has a core of its own.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 
