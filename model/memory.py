@@ -93,11 +93,16 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     try:
-        with open("/proc/meminfo") as file:
-            entries = dict(line.split(":") for line in file)
-        return int(entries["MemAvailable"].split()[0]) * 1024
+        return linux_bytes("/proc/meminfo", "MemAvailable")
     except (OSError, KeyError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def linux_bytes(path: str, entry: str) -> int:
+    """A number that Linux keeps. Raises OSError or KeyError where there is none."""
+    with open(path) as file:
+        entries = dict(line.split(":", 1) for line in file)
+    return int(entries[entry].split()[0]) * 1024
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -106,8 +111,11 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    try:
+        return linux_bytes("/proc/self/status", "VmHWM")  # ru_maxrss begins with the parent's
+    except (OSError, KeyError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def recompute_activations(model: Llama) -> None:

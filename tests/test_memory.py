@@ -150,3 +150,16 @@ def test_memory_does_not_grow_with_the_steps(tmp_path):
     peaks = {r["step"]: r["peak_memory_bytes"] for r in records if "loss" in r}
     assert len(peaks) == 500
     assert peaks[500] <= 1.02 * peaks[100]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="macOS counts anew by itself")
+def test_the_peak_of_a_process_is_its_own_and_not_that_of_who_started_it():
+    """The system hands `ru_maxrss` down to a child; seen to fail with that."""
+    large = torch.ones(1_000_000_000, dtype=torch.uint8)
+    program = (
+        "import torch; from model.memory import peak_bytes; print(peak_bytes(torch.device('cpu')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert 100_000_000 < int(done.stdout) < len(large)

@@ -168,7 +168,6 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "swapped": lambda path: path.write_bytes(
         (path.parents[1] / "step-000005" / path.name).read_bytes()
     ),
-    "one more": lambda path: path.with_name(f"{path.name}.tmp").write_bytes(b"x"),
 }
 FILES = [
     "adapter_config.json",
