@@ -21,11 +21,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
+from data.command_line import given_flags, run_command
+from lora.train_config import TrainConfig
+
+if __name__ == "__main__":  # before PyTorch is there: nobody should wait for it to read --help
+    given_flags(TrainConfig, sys.argv[1:], "train.py", __doc__)
+
 import torch
 from torch import Tensor, nn
 
 from data.batches import MicroBatch, conversations_of_step, pack, steps_per_epoch
-from data.command_line import given_flags, run_command
 from data.training_data import Selection
 from lora.adapter import adapter_files
 from lora.checkpoint import checkpoint_files, trainable
@@ -33,7 +38,6 @@ from lora.interrupt import Interrupt
 from lora.model_card import CardFacts, model_card
 from lora.progress import StepBar, summary, time_left
 from lora.schedule import learning_rate
-from lora.train_config import TrainConfig
 from model.attention import Packed
 from model.generate import generate_batch
 from model.generation_config import SamplingConfig
@@ -276,7 +280,7 @@ def result(run: Run) -> dict[str, bytes]:
 
 def command(arguments: Sequence[str]) -> int:
     """The command line; returns the exit status."""
-    given = given_flags(TrainConfig, arguments, "train.py", "Fine-tunes Llama 3.2 with LoRA.")
+    given = given_flags(TrainConfig, arguments, "train.py", __doc__)
     status = 0
 
     def start() -> None:

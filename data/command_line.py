@@ -48,10 +48,14 @@ def parse(config: type[T], arguments: Sequence[str], program: str, description: 
 def given_flags(
     config: type, arguments: Sequence[str], program: str, description: str
 ) -> dict[str, Any]:
-    """The fields of `config` that the arguments set, by name; exits with status 2 on a mistake."""
+    """The fields of `config` that the arguments set, by name.
+
+    Exits with status 2 on a mistake, be it one in the flags or one that `config` finds in a value;
+    with --help it shows the first line of `description`, the flags, and exits.
+    """
     parser = Parser(
         prog=program,
-        description=description,
+        description=description.partition("\n")[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -65,10 +69,15 @@ def given_flags(
     values, unknown = parser.parse_known_args(given)
     if unknown:
         parser.error(unknown_message(unknown[0], known))
-    return {
+    fields = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(values).items()
     }
+    try:
+        config(**fields)
+    except ValueError as mistake:
+        parser.exit(2, one_line(f"{program}: {mistake}") + "\n")
+    return fields
 
 
 def add_field(parser: Parser, field: dataclasses.Field, kind: Any) -> None:
