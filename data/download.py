@@ -20,7 +20,6 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,8 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import logging as client_log
 from tqdm import tqdm
 
-from data.repo import COMMIT, HubError, Repo, endpoint, explain, reason
+from data.repo import COMMIT, Repo, endpoint, explain, reason
+from data.snapshot import HubError, Snapshot
 
 # HTTP and the network, the disk, hf_xet, and answers that make no sense.
 TROUBLE = (HTTPError, OSError, RuntimeError, ValueError)
@@ -42,26 +42,6 @@ Choice = Callable[[Collection[str], Callable[[str], Path]], list[str]]
 
 # The kind of progress bar that a download gets; None for huggingface_hub's own, on stderr.
 BAR: ContextVar[type[tqdm] | None] = ContextVar("BAR", default=None)
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A local folder of files that belong together.
-
-    Attributes:
-        path: the folder.
-        name: what the user wrote, without a revision.
-        revision: the commit on the Hub, 40 hex digits; None for a local folder and the demo.
-    """
-
-    path: Path
-    name: str
-    revision: str | None
-
-    @property
-    def public_name(self) -> str:
-        """The name to publish: an id, or of a local folder its last part only."""
-        return self.name if self.revision else self.path.resolve().name
 
 
 def fetch_repo(repo: Repo, choose: Choice) -> Snapshot:

@@ -8,10 +8,7 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from huggingface_hub import constants
-
-from data.download import Snapshot, fetch_repo
-from data.repo import HubError, repo_of
+from data.snapshot import HubError, Snapshot
 
 DEMO = Path(__file__).parents[1] / "model" / "demo"
 SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
@@ -46,7 +43,10 @@ def fetch_model(name: str) -> Snapshot:
     is_path = name.startswith(("./", "../", "/", "~")) or id.count("/") > 1
     if is_path or os.path.isdir(name):
         return local_snapshot(Path(os.path.expanduser(name)), name)
-    return fetch_repo(repo_of(name, constants.REPO_TYPE_MODEL), model_files)
+    from data.download import fetch_repo  # see snapshot.py for why it is imported here
+    from data.repo import repo_of
+
+    return fetch_repo(repo_of(name, "model"), model_files)
 
 
 def local_snapshot(folder: Path, name: str) -> Snapshot:

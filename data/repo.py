@@ -20,6 +20,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
+from data.snapshot import HubError
+
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 
@@ -34,10 +36,6 @@ NONSENSE = (ValueError, KeyError, TypeError, FileMetadataError)
 
 OUTAGES = (ConnectionError, TimeoutError)
 LOG_IN = "`hf auth login` or HF_TOKEN"
-
-
-class HubError(ValueError):
-    """A name that could not be turned into files: one line with what is wrong and what to do."""
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants
-
-from data.download import fetch_repo
-from data.repo import HubError, Repo, repo_of
 from data.rows import SUFFIXES
+from data.snapshot import HubError
 
 DEMO = Path(__file__).parent / "demo"
 
@@ -71,7 +68,7 @@ def find_source(name: str, split: str = "train") -> Source:
     is_path = name.startswith(("./", "../", "/", "~")) or id.count("/") > 1
     if is_path or path.suffix.lower() in SUFFIXES:
         raise ValueError(f"no file or folder at {path}: check the path")
-    return hub_source(repo_of(name, constants.REPO_TYPE_DATASET), split)
+    return hub_source(name, split)
 
 
 def find_test_source(name: str) -> Source:
@@ -90,8 +87,12 @@ def folder_source(name: str, folder: Path, split: str) -> Source:
     return Source(name, files, None)
 
 
-def hub_source(repo: Repo, split: str) -> Source:
+def hub_source(name: str, split: str) -> Source:
     """The data files of a repo on the Hub."""
+    from data.download import fetch_repo  # see snapshot.py for why it is imported here
+    from data.repo import repo_of
+
+    repo = repo_of(name, "dataset")
     chosen: list[str] = []
 
     def choose(names: Collection[str], read: Callable[[str], Path]) -> list[str]:

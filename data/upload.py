@@ -44,7 +44,8 @@ from huggingface_hub.utils._http import default_client_factory
 from tqdm import tqdm
 
 from data.download import TROUBLE, download_bars, is_intact, list_files, silent_client_log
-from data.repo import HubError, Repo, endpoint, explain_writing, reason
+from data.repo import Repo, endpoint, explain_writing, reason
+from data.snapshot import HubError
 
 LONGEST_SILENCE = 60.0  # seconds that a server may take to answer; the client itself has no limit
 

@@ -8,7 +8,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from data.licence import stated_license
-from data.repo import HubError, Repo
+from data.repo import Repo
+from data.snapshot import HubError
 from data.upload import commit_files, list_repo, open_repo
 from lora.adapter import WEIGHTS_FILE
 from lora.config import CONFIG_FILE, BaseModel

@@ -9,8 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.download import Snapshot
 from data.hub import fetch_model
+from data.snapshot import Snapshot
 from lora.choose_adapter import base_of, check_base, check_checkpoint, find_adapter, run_of
 from lora.config import CONFIG_FILE, BaseModel, LoRAConfig, read_config
 from lora.run_folder import RunFolder

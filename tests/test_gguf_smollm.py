@@ -15,7 +15,7 @@ from llama_cpp import LlamaCpp, WeightsOf, export, rounded
 from safetensors.torch import save_file
 
 from data.chat_format import ChatFormat, Message, chat_format_of
-from data.download import Snapshot
+from data.snapshot import Snapshot
 from data.tokenizer import Tokenizer
 from lora.adapter import WEIGHTS_FILE, load_adapter, tensor_shapes
 from lora.config import CONFIG_FILE, BaseModel, LoRAConfig, peft_config

@@ -150,7 +150,7 @@ fetch_model = lambda name: SimpleNamespace(
 def test_folders_and_the_demo_are_taken_as_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("data.hub.fetch_repo", lambda repo, choose: pytest.fail(str(repo)))
+    monkeypatch.setattr("data.download.fetch_repo", lambda repo, choose: pytest.fail(str(repo)))
     monkeypatch.setattr("data.hub.DEMO", tmp_path)
     (tmp_path / "unsloth" / "tiny").mkdir(parents=True)
     for name in ("unsloth/tiny", "./unsloth/tiny", "unsloth", str(tmp_path), "~/unsloth", "."):
@@ -162,7 +162,7 @@ def test_folders_and_the_demo_are_taken_as_they_are(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["./gone", "../gone", "/gone", "~/gone", "runs/a/adapter"])
 def test_a_path_that_leads_nowhere_is_not_taken_for_an_id(name, monkeypatch):
-    monkeypatch.setattr("data.hub.fetch_repo", lambda repo, choose: pytest.fail(str(repo)))
+    monkeypatch.setattr("data.download.fetch_repo", lambda repo, choose: pytest.fail(str(repo)))
     with pytest.raises(ValueError, match=f"no folder at .*{re.escape(name.strip('./~'))}: check"):
         fetch_model(name)
 
@@ -173,7 +173,7 @@ def test_a_path_that_leads_nowhere_is_not_taken_for_an_id(name, monkeypatch):
     + ["a/b@/c", "a/b@x y", "a/b@-x", "a@b@c", "x" * 97, "a/b\n"],
 )
 def test_a_malformed_id_is_refused_by_name(name, monkeypatch):
-    monkeypatch.setattr("data.hub.fetch_repo", lambda repo, choose: pytest.fail(str(repo)))
+    monkeypatch.setattr("data.download.fetch_repo", lambda repo, choose: pytest.fail(str(repo)))
     with pytest.raises(ValueError, match="neither a folder here nor a Hub id") as caught:
         fetch_model(name)
     assert repr(name) in str(caught.value)

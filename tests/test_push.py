@@ -21,7 +21,7 @@ from hub_server import Hub
 from hub_uploads import WriteFault
 from uploads import TOKEN, content
 
-from data.download import Snapshot
+from data.snapshot import Snapshot
 from lora.adapter import load_adapter
 from lora.config import BaseModel, LoRAConfig
 from model.attention import Packed
