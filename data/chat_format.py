@@ -18,7 +18,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from typing import NamedTuple
 
 from data.chat_templates import ROLES, Message, Piece, chatml, llama2, llama3, zephyr
@@ -75,15 +74,20 @@ class ChatFormat:
         written = []
         for messages in conversations:
             check_order(messages)
-            written.append(list(join_texts(self.write(messages, generation_prompt))))
+            written.append(join_texts(self.write(messages, generation_prompt)))
 
-        texts, continues = [], []
-        for pieces in written:
-            for before, piece in zip([None, *pieces], pieces, strict=False):
-                if not piece.is_control:
-                    texts.append(piece.text)
-                    continues.append(self.has_no_space_between(before))
-        text_ids = iter(self.tokenizer.encode_batch(texts, continues))
+        texts = [
+            (piece.text, self.has_no_space_between(before))
+            for pieces in written
+            for before, piece in zip([None, *pieces], pieces, strict=False)
+            if not piece.is_control
+        ]
+        different = dict.fromkeys(texts)  # what stands around turns is the same in all of them
+        encoded = self.tokenizer.encode_batch(
+            [text for text, _ in different], [continues for _, continues in different]
+        )
+        ids_of = dict(zip(different, encoded, strict=True))
+        text_ids = iter([ids_of[text] for text in texts])
         return [self.rendered(pieces, text_ids) for pieces in written]
 
     def has_no_space_between(self, before: Piece | None) -> bool:
@@ -117,13 +121,16 @@ def check_order(messages: Sequence[Message]) -> None:
             raise ValueError(f"turn {number} is by the system, which may only speak first")
 
 
-def join_texts(pieces: Iterator[Piece]) -> Iterator[Piece]:
+def join_texts(pieces: Iterator[Piece]) -> list[Piece]:
     """Joins texts in a row that are by the same hand: the Hub encodes them together, too."""
-    for (by_assistant, is_control), group in groupby(pieces, lambda piece: piece[1:]):
-        if is_control:
-            yield from group
+    joined: list[Piece] = []
+    for piece in pieces:
+        by_the_same = joined and joined[-1][1:] == piece[1:]
+        if by_the_same and not piece.is_control:
+            joined[-1] = Piece(joined[-1].text + piece.text, piece.by_assistant)
         else:
-            yield Piece("".join(piece.text for piece in group), by_assistant)
+            joined.append(piece)
+    return joined
 
 
 class Marks(NamedTuple):

@@ -9,10 +9,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -31,6 +35,9 @@ from data.token_cache import (
     default_cache,
     load_or_make,
 )
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 TRAIN_ON = ("assistant", "all", "last")
 INDEX_TYPE = np.dtype([("length", "<i8"), ("target_count", "<i8"), ("digest", "<u8")])
@@ -134,19 +141,22 @@ def write_tokens(
         tokens, targets, index = (
             stack.enter_context((folder / name).open("wb")) for name in (TOKENS, TARGETS, INDEX)
         )
-        for rows in all_rows(source):
-            conversations = usable(rows, report)
-            for number, messages, rendered in rendered_rows(chat_format, conversations, report):
-                ids = np.array(rendered.ids[:max_length], "<u4")
-                is_target = targets_of(rendered, train_on)[:max_length]
-                count = int(is_target.sum())
-                if count == 0:
-                    report.drop(number, NOTHING_LEFT)
-                    continue
-                report.keep(len(ids), count, was_cut=len(rendered.ids) > max_length)
-                tokens.write(ids.tobytes())
-                targets.write(is_target.tobytes())
-                index.write(np.array((len(ids), count, digest_of(messages)), INDEX_TYPE).tobytes())
+        batches = (usable(rows, report) for rows in all_rows(source))
+        rendered_batches = one_ahead(partial(rendered_rows, chat_format), batches)
+        for number, messages, rendered in chain.from_iterable(rendered_batches):
+            if rendered is None:
+                report.drop(number, NOT_IN_FORMAT)
+                continue
+            ids = np.array(rendered.ids[:max_length], "<u4")
+            is_target = targets_of(rendered, train_on)[:max_length]
+            count = int(is_target.sum())
+            if count == 0:
+                report.drop(number, NOTHING_LEFT)
+                continue
+            report.keep(len(ids), count, was_cut=len(rendered.ids) > max_length)
+            tokens.write(ids.tobytes())
+            targets.write(is_target.tobytes())
+            index.write(np.array((len(ids), count, digest_of(messages)), INDEX_TYPE).tobytes())
     (folder / REPORT).write_text(json.dumps(dataclasses.asdict(report)))
 
 
@@ -174,19 +184,30 @@ def usable(rows: Sequence[Row | None], report: DataReport) -> list[tuple[int, li
 
 
 def rendered_rows(
-    chat_format: ChatFormat, conversations: Sequence[tuple[int, list[Message]]], report: DataReport
-) -> Iterator[tuple[int, list[Message], Rendered]]:
-    """Yields each conversation with its ids, all computed at once if the format can express all."""
+    chat_format: ChatFormat, conversations: Sequence[tuple[int, list[Message]]]
+) -> list[tuple[int, list[Message], Rendered | None]]:
+    """Each conversation with its ids, computed at once; None if the format cannot express it."""
     batch: Sequence[Rendered | None]
     try:
         batch = chat_format.render_batch([messages for _, messages in conversations])
     except ValueError:
         batch = [rendered_or_none(chat_format, messages) for _, messages in conversations]
-    for (number, messages), rendered in zip(conversations, batch, strict=True):
-        if rendered is None:
-            report.drop(number, NOT_IN_FORMAT)
-        else:
-            yield number, messages, rendered
+    return [(*row, rendered) for row, rendered in zip(conversations, batch, strict=True)]
+
+
+def one_ahead(make: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Yields what `make` makes of each item, and has the next one made while one is in use.
+
+    Tokenising is not Python's work, so it goes on in another thread while Python writes.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        being_made: Future[T] | None = None
+        for item in items:
+            before, being_made = being_made, thread.submit(make, item)
+            if before:
+                yield before.result()
+        if being_made:
+            yield being_made.result()
 
 
 def rendered_or_none(chat_format: ChatFormat, messages: Sequence[Message]) -> Rendered | None:
