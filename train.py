@@ -191,10 +191,8 @@ def gradients(run: Run, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
 
 def summed_loss(model: Llama, batch: MicroBatch) -> Tensor:
     """Cross-entropy in nats, summed over the micro-batch's targets; only they get logits."""
-    hidden = model.model(batch.tokens, Packed(batch.lengths))
-    return summed_cross_entropy(
-        hidden.index_select(0, batch.before_target), model.lm_head.weight, batch.targets
-    )
+    hidden = model.model(batch.tokens, Packed(batch.lengths), batch.before_target)
+    return summed_cross_entropy(hidden, model.lm_head.weight, batch.targets)
 
 
 def log_step(run: Run, done: int, step: Step) -> None:

@@ -32,9 +32,9 @@ def extend(model: Llama, cache: KVCache, new: Sequence[Sequence[int]]) -> Tensor
     """
     pattern = CachedAttention(cache, new)
     tokens = torch.tensor([i for ids in new for i in ids], device=cache.keys.device)  # (T,)
-    hidden = model.model(tokens, pattern)  # (T, D)
-    ends = torch.tensor(list(accumulate(pattern.lengths)), device=hidden.device)
-    logits = model.lm_head(hidden[ends - 1])  # (B, V)
+    ends = torch.tensor(list(accumulate(pattern.lengths)), device=tokens.device)  # (B,)
+    hidden = model.model(tokens, pattern, ends - 1)  # (B, D)
+    logits = model.lm_head(hidden)  # (B, V)
     pattern.done()
     return logits
 

@@ -9,7 +9,8 @@ pattern (`model/attention.py`) says which of them belong together; every other o
 each token by itself.
 
 Take `apply_rope` and the pattern's `attend` on trust at first: model/rope.py and
-model/attention.py explain them.
+model/attention.py explain them. `RMSNormalization` and `SwiGLU` are the formulas that stand beside
+them; model/lean.py spells them out, with their derivatives.
 
 Shapes, in every trailing comment (a test executes them):
 
@@ -21,16 +22,18 @@ Shapes, in every trailing comment (a test executes them):
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import AttentionPattern, Packed
 from model.config import LlamaConfig
+from model.lean import RMSNormalization, SwiGLU
 from model.rope import apply_rope, rope_table
 
 
 class RMSNorm(nn.Module):
     """Scales each token's vector to root-mean-square 1, then each feature by its weight.
+
+        weight * x / sqrt(mean(x^2) + eps)
 
     Zhang & Sennrich, arXiv:1910.07467, section 4. Computed in float32 or better.
     """
@@ -41,9 +44,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))  # (T, D)
-        normed = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)  # (T, D)
-        return self.weight * normed.to(x.dtype)
+        normed = RMSNormalization.apply(x, self.weight, self.eps)  # (T, D)
+        return normed
 
 
 class Attention(nn.Module):
@@ -81,7 +83,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gated = F.silu(self.gate_proj(x)) * self.up_proj(x)  # (T, F)
+        gated = SwiGLU.apply(self.gate_proj(x), self.up_proj(x))  # (T, F)
         return self.down_proj(gated)
 
 
@@ -95,10 +97,17 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], pattern: AttentionPattern) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        pattern: AttentionPattern,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rope, pattern)  # (T, D)
-        x = x + self.mlp(self.post_attention_layernorm(x))  # (T, D)
-        return x
+        if wanted is not None:  # from here on no token needs another
+            x = x.index_select(0, wanted)
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class LlamaModel(nn.Module):
@@ -114,13 +123,19 @@ class LlamaModel(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, tokens: Tensor, pattern: AttentionPattern) -> Tensor:
-        """What the head reads: (T,) int64 ids -> (T, D), normed, in the dtype of the weights."""
+    def forward(
+        self, tokens: Tensor, pattern: AttentionPattern, wanted: Tensor | None = None
+    ) -> Tensor:
+        """What the head reads: (T,) int64 ids -> (T, D), normed, in the dtype of the weights.
+
+        With `wanted`, int64 places in the stream, only of these tokens: the last layer is spared
+        what nobody would look at.
+        """
         x = self.embed_tokens(tokens)  # (T, D)
         rope = rope_table(self.config, pattern.positions(tokens.device))
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x, rope, pattern)  # (T, D)
-        return self.norm(x)
+        return self.norm(self.layers[-1](x, rope, pattern, wanted))
 
 
 class Llama(nn.Module):

@@ -49,15 +49,16 @@ class SummedCrossEntropy(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if needs_gradient else None
         for start in range(0, len(hidden), CHUNK):
             chunk = slice(start, start + CHUNK)
-            logits = (hidden[chunk] @ head.T).to(exact)
-            right = targets[chunk, None]
-            normalizer = logits.logsumexp(dim=1, keepdim=True)
-            total += (normalizer - logits.gather(1, right)).sum()
+            logits = hidden[chunk] @ head.T
+            largest = logits.amax(dim=1, keepdim=True).to(exact)
+            at_target = logits.gather(1, targets[chunk, None]).to(exact)
+            shares = logits.to(exact).sub_(largest).exp_()
+            sums = shares.sum(dim=1, keepdim=True)
+            total += (sums.log() + largest - at_target).sum()
             if gradient is not None:
-                # d loss / d z  =  softmax(z), less 1 at the target.
-                slope = logits.sub_(normalizer).exp_()
-                slope.scatter_add_(1, right, torch.full_like(right, -1, dtype=exact))
-                gradient[chunk] = slope.to(hidden.dtype) @ head
+                # d loss / d z = softmax(z), less 1 at the target; and z = head @ hidden.
+                expected = (shares.to(hidden.dtype) @ head).div_(sums)
+                gradient[chunk] = expected - head[targets[chunk]]
         ctx.gradient = gradient
         return total
 

@@ -32,9 +32,9 @@ def activation_bytes(config: LlamaConfig, dtype: torch.dtype, recompute: bool) -
     """Bytes that one token takes between the forward and the backward pass."""
     D, F = config.hidden_size, config.intermediate_size
     H, K, E = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    exact = 4 * D  # what a norm keeps, in float32
+    norms = 2 * D  # their inputs
     attention = D + 3 * H * E + 2 * K * E  # the input, q, k, v, what was seen, its copy for o_proj
-    layer = 2 * exact + dtype.itemsize * (attention + D + 3 * F)
+    layer = dtype.itemsize * (norms + attention + 2 * F)
     if recompute:
         return config.num_hidden_layers * dtype.itemsize * D + layer
     return config.num_hidden_layers * layer
