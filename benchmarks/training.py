@@ -48,8 +48,9 @@ def main() -> None:
     if args.side:
         measure_alone(setting, args.side)
         return
-    model = random_llama(setting)
     names = ["here", "padded"] + (["one by one"] if args.work == "chat" else [])
+    peaks = {name: peak_of(name) for name in names}  # while this process needs no memory yet
+    model = random_llama(setting)
     steps = {}
     for name in names[1:]:
         steps[name] = SIDES[name](setting, model)
@@ -63,7 +64,6 @@ def main() -> None:
     print(f"{args.work}, {setting.shape}, {args.dtype}, {args.targets}", end="")
     print(f", {torch.get_num_threads()} threads, median of {args.steps} steps")
     print(f"{'':12} {'wall s':>9} {'CPU s':>9} {'times':>7} {'CPU':>7} {'peak GB':>9} {'share':>7}")
-    peaks = {name: peak_of(name) for name in names}
     for name in names:
         wall, cpu = times[name]
         print(
