@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from data.command_line import given_flags, run_command
 from lora.train_config import TrainConfig
 
 if __name__ == "__main__":  # before PyTorch is there: nobody should wait for it to read --help
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, just end
     given_flags(TrainConfig, sys.argv[1:], "train.py", __doc__)
 
 import torch

@@ -99,7 +99,7 @@ class RunFolder:
         """
         if self.lock:
             return
-        lock = (self.path / LOCK).open("a+", encoding="utf-8")
+        lock = (self.path / LOCK).open("a+", encoding="utf-8", errors="replace")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,12 +1,11 @@
-"""Processes that are killed at any moment, and checkpoints that are damaged: the same bits again.
+"""Processes that are killed at bad moments, and checkpoints that are damaged: the same bits again.
 
-About a minute.
+About a minute. Kills at random moments are in test_random_kills.py.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import time
@@ -35,24 +34,6 @@ from lora.run_folder import RunFolder
 @pytest.fixture(scope="module")
 def expected(place: Path) -> dict[str, Any]:
     return outcome(place / "uninterrupted")
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_run_killed_at_ten_random_moments_ends_in_the_same_bits(place, expected, seed):
-    """Each time it is started again like a shell's loop would; and it does get ahead."""
-    rng = random.Random(seed)
-    output = f"random-{seed}"
-    given = flags(output=output, resume=True, save_every=2, keep=1)
-    ended = None
-    for _ in range(10):
-        process = forked(given)
-        time.sleep(rng.uniform(0.1, 0.6))
-        os.kill(process, signal.SIGKILL)
-        ended = status(process)
-        assert ended in (0, -signal.SIGKILL)
-    assert status(forked(given)) == 0
-    assert outcome(place / output) == expected
-    assert litter(place / output) == []
 
 
 def killed_when(calls: int, module: Any, name: str) -> Callable[[], None]:

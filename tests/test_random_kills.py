@@ -1,0 +1,130 @@
+"""A trainer that is killed at random moments ends in the bits of one that was not.
+
+Each is killed by SIGKILL and started again, as a shell's loop would. In every test run that is done
+30 times, in about 30 seconds; `python -m pytest -m long tests/test_random_kills.py` does it 1,000
+times and kills one run 50 times, in about 20 minutes. A seed decides the moments, to be repeated by
+`-k "seed-7"`, but how far a process gets until then is the machine's affair.
+
+Seen to fail when: checkpoints were not saved; the dropout's seed was not set at each step;
+metrics were not cut back to the checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import flags, forked, litter, metrics, outcome, status
+
+import train
+from lora.run_folder import RunFolder, step_of
+
+KILLS, SAVE_EVERY = 10, 2
+LONG = [pytest.param(seed, marks=pytest.mark.long) for seed in range(3, 103)]
+
+
+@pytest.fixture(scope="module")
+def expected(place: Path) -> dict[str, Any]:
+    return outcome(place / "uninterrupted")
+
+
+def killed_after(seconds: float, given: dict[str, Any]) -> int:
+    """How a trainer ended that was to be killed then: 0 if it was faster."""
+    process = forked(given)
+    time.sleep(seconds)
+    os.kill(process, signal.SIGKILL)
+    return status(process)
+
+
+def saved(run: Path) -> int:
+    """After how many steps a run would go on: those of its newest whole checkpoint."""
+    newest, damaged = RunFolder(run, writes=False).newest_checkpoint()
+    assert damaged == []
+    return step_of(newest) if newest else 0
+
+
+def lost(run: Path) -> int:
+    """How many steps that were taken would have to be taken again."""
+    records = metrics(run) if (run / "metrics.jsonl").exists() else []
+    return max((r["step"] for r in records if "lr" in r), default=0) - saved(run)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, *LONG], ids=lambda seed: f"seed-{seed}")
+def test_ten_kills_at_random_moments_change_no_bit(place, expected, seed):
+    """A run that is done before the tenth makes room for another; each loses two steps at most."""
+    rng, runs, kills = random.Random(seed), 0, 0
+    while kills < KILLS:
+        run = place / f"random-{seed}-{runs}"
+        given = flags(output=run.name, resume=True, save_every=SAVE_EVERY, keep=1)
+        ended = -signal.SIGKILL
+        while kills < KILLS and ended:
+            seconds = rng.uniform(0.05, 0.6)
+            print(f"seed {seed}, {run.name}: to be killed after {seconds:.3f} s")
+            ended = killed_after(seconds, given)
+            assert ended in (0, -signal.SIGKILL)
+            assert lost(run) <= SAVE_EVERY
+            kills += ended != 0
+        assert status(forked(given)) == 0
+        assert outcome(run) == expected
+        assert litter(run) == []
+        runs += 1
+
+
+@pytest.mark.long
+def test_one_run_that_is_killed_fifty_times_ends_in_the_same_bits(place):
+    """Each life gets at least one save further, and dies at a random moment after it."""
+    rng, run = random.Random(0), place / "fifty"
+    given = flags(epochs=None, max_steps=1_000, save_every=SAVE_EVERY, eval_every=100, keep=1)
+    assert train.main(given | {"output": "never-killed"}) == 0
+    for _ in range(50):
+        before, process = saved(run), forked(given | {"output": run.name, "resume": True})
+        steps = RunFolder(run, writes=False)
+        while max(steps.saved_steps(), default=0) <= before:
+            assert os.waitpid(process, os.WNOHANG) == (0, 0)
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.1))
+        os.kill(process, signal.SIGKILL)
+        assert status(process) == -signal.SIGKILL
+        assert lost(run) <= SAVE_EVERY
+    assert status(forked(given | {"output": run.name, "resume": True})) == 0
+    assert outcome(run) == outcome(place / "never-killed")
+
+
+def test_of_two_that_resume_at_once_one_trains_or_the_other_finds_it_done(place, expected):
+    """What they leave is one run's, whoever was faster."""
+    for pair in range(3):
+        given = flags(output=f"pair-{pair}", resume=True, save_every=SAVE_EVERY)
+        ends = [status(process) for process in [forked(given), forked(given)]]
+        assert ends.count(0) >= 1
+        assert outcome(place / f"pair-{pair}") == expected
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00", b"process 1 on elsewhere\n", b"x" * 9999]
+)
+def test_what_a_dead_owner_left_in_the_lock_file_hinders_nobody(place, expected, content):
+    run = place / f"lock-of-{len(content)}-bytes"
+    run.mkdir()
+    (run / "run.lock").write_bytes(content)
+    assert train.main(flags(output=run.name, resume=True)) == 0
+    assert outcome(run) == expected
+
+
+def test_a_folder_is_in_use_whatever_its_lock_file_says(place):
+    """Seen to fail when the bytes had to be UTF-8: their error told nothing of the folder."""
+    process = forked(flags(output="in-use", save_every=1))
+    while not RunFolder(place / "in-use", writes=False).saved_steps():
+        time.sleep(0.01)
+    os.kill(process, signal.SIGSTOP)
+    (place / "in-use" / "run.lock").write_bytes(b"\xff\xfe")
+    try:
+        with pytest.raises(ValueError, match=r"in-use is in use by .*; wait for it, or choose"):
+            train.main(flags(output="in-use", resume=True))
+    finally:
+        os.kill(process, signal.SIGKILL)
+        status(process)
