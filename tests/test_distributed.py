@@ -7,6 +7,7 @@ targets; the loss of one process was logged; the processes did not agree to stop
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_runs import (
     ROOT,
     adapter_weights,
@@ -117,6 +119,34 @@ def test_all_processes_have_the_same_weights_and_moments_after_every_step(place)
     assert together(3, settings(output="drift", max_steps=6), setup) == [0] * 3
     states = [(place / f"state-of-{rank}").read_bytes() for rank in range(3)]
     assert states[0] == states[1] == states[2] != b""
+
+
+def test_a_gradient_that_is_nan_in_one_process_changes_no_bit_in_any(place):
+    """Neither of the weights nor of AdamW's moments; the step after it does again."""
+
+    def setup(rank: int) -> None:
+        loss_of, record, logged = train.summed_loss, train.log_step, []
+
+        def broken(model: train.Llama, batch: train.MicroBatch) -> torch.Tensor:
+            loss = loss_of(model, batch)
+            return loss * float("nan") if rank == 1 and logged == [1, 2, 3] else loss
+
+        def recorded(run: train.Run, done: int, step: train.Step) -> None:
+            record(run, done, step)
+            logged.append(done)
+            state = train.checkpoint_files(
+                0, run.model, run.config.lora, run.base, run.optimizer, run.scaler
+            )
+            with open(f"nan-of-{rank}", "a") as file:
+                print(hashlib.sha256(b"".join(state.values())).hexdigest(), file=file)
+
+        train.summed_loss, train.log_step = broken, recorded
+
+    assert together(2, settings(output="nan", max_steps=6), setup) == [0, 0]
+    states = [(place / f"nan-of-{rank}").read_text().split() for rank in range(2)]
+    assert states[0] == states[1]
+    assert states[0][2] == states[0][3] and len(set(states[0])) == 5
+    assert [r["step"] for r in metrics(place / "nan") if r.get("grad_norm", 0) is None] == [4]
 
 
 def test_a_process_without_work_takes_part(place):
