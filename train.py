@@ -106,7 +106,8 @@ def train(run: Run, done: int, interrupt: Interrupt) -> int:
             done += 1
             log_step(run, done, step)
             lr = learning_rate(done - 1, run.steps, config)
-            bar.update(step.loss, lr, step.speed, run.backup.status)
+            trouble = f"{broken} steps left out: not finite" if broken else run.backup.status
+            bar.update(step.loss, lr, step.speed, trouble)
             for line in run.backup.take_news():
                 run.world.note(line)
             if done == first + 3:

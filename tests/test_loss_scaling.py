@@ -207,6 +207,18 @@ def test_gradients_that_are_not_finite_never_reach_the_weights(value, tmp_path):
     train.save(run, STEPS)
 
 
+def test_the_progress_bar_tells_of_such_steps_while_they_last(tmp_path, monkeypatch):
+    run, troubles = half_run(tmp_path / "run", dtype="fp32"), []
+    monkeypatch.setattr(train.StepBar, "update", lambda bar, *shown: troubles.append(shown[-1]))
+    resume(run)
+    with injected(run, {0, 3, 4}, float("inf")), Interrupt() as interrupt:
+        train.train(run, 0, interrupt)
+    told = {
+        number: f"{count} steps left out: not finite" for number, count in [(0, 1), (3, 1), (4, 2)]
+    }
+    assert troubles == [told.get(number, "") for number in range(STEPS)]
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_ten_such_steps_in_a_row_end_the_run(dtype, tmp_path):
     """With one line that names the last good step; and the checkpoints stay good.
