@@ -93,38 +93,3 @@ def test_one_run_that_is_killed_fifty_times_ends_in_the_same_bits(place):
         assert lost(run) <= SAVE_EVERY
     assert status(forked(given | {"output": run.name, "resume": True})) == 0
     assert outcome(run) == outcome(place / "never-killed")
-
-
-def test_of_two_that_resume_at_once_one_trains_or_the_other_finds_it_done(place, expected):
-    """What they leave is one run's, whoever was faster."""
-    for pair in range(3):
-        given = flags(output=f"pair-{pair}", resume=True, save_every=SAVE_EVERY)
-        ends = [status(process) for process in [forked(given), forked(given)]]
-        assert ends.count(0) >= 1
-        assert outcome(place / f"pair-{pair}") == expected
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"\xff\xfe\x00", b"process 1 on elsewhere\n", b"x" * 9999]
-)
-def test_what_a_dead_owner_left_in_the_lock_file_hinders_nobody(place, expected, content):
-    run = place / f"lock-of-{len(content)}-bytes"
-    run.mkdir()
-    (run / "run.lock").write_bytes(content)
-    assert train.main(flags(output=run.name, resume=True)) == 0
-    assert outcome(run) == expected
-
-
-def test_a_folder_is_in_use_whatever_its_lock_file_says(place):
-    """Seen to fail when the bytes had to be UTF-8: their error told nothing of the folder."""
-    process = forked(flags(output="in-use", save_every=1))
-    while not RunFolder(place / "in-use", writes=False).saved_steps():
-        time.sleep(0.01)
-    os.kill(process, signal.SIGSTOP)
-    (place / "in-use" / "run.lock").write_bytes(b"\xff\xfe")
-    try:
-        with pytest.raises(ValueError, match=r"in-use is in use by .*; wait for it, or choose"):
-            train.main(flags(output="in-use", resume=True))
-    finally:
-        os.kill(process, signal.SIGKILL)
-        status(process)
