@@ -12,6 +12,7 @@ import pty
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from lora.run_folder import RunFolder
 
 
 def test_a_closed_terminal_saves_and_the_run_goes_on_in_the_same_bits(place):
-    """The kernel says it once and a shell again; and nothing can be printed any more."""
+    """Nothing can be printed any more."""
     given = flags(output="hung-up", resume=True)
     process, terminal = pty.fork()
     if process == 0:
@@ -35,25 +36,37 @@ def test_a_closed_terminal_saves_and_the_run_goes_on_in_the_same_bits(place):
     while b"held-out loss" not in said:
         said += os.read(terminal, 4096)
     os.close(terminal)
-    os.kill(process, signal.SIGHUP)
     assert status(process) == 128 + signal.SIGHUP
     assert RunFolder(place / "hung-up", writes=False).saved_steps() != []
     assert train.main(given) == 0
     assert outcome(place / "hung-up") == outcome(place / "uninterrupted")
 
 
-def test_under_nohup_a_closed_terminal_changes_nothing(place):
+def hung_up_in(step: int, handler: signal.Handlers) -> Callable[[], None]:
+    """What sends SIGHUP twice in a step, as the kernel and then a shell do."""
+
     def setup() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        step = train.train_step
+        signal.signal(signal.SIGHUP, handler)
+        train_step = train.train_step
 
-        def hung_up(run: train.Run, number: int) -> train.Step:
-            os.kill(os.getpid(), signal.SIGHUP)
-            return step(run, number)
+        def stepped(run: train.Run, number: int) -> train.Step:
+            if number == step:
+                os.kill(os.getpid(), signal.SIGHUP)
+                os.kill(os.getpid(), signal.SIGHUP)
+            return train_step(run, number)
 
-        train.train_step = hung_up
+        train.train_step = stepped
 
-    assert status(forked(flags(output="nohup"), setup)) == 0
+    return setup
+
+
+def test_a_terminal_that_closes_twice_is_no_impatience(place):
+    assert status(forked(flags(output="twice"), hung_up_in(7, signal.SIG_DFL))) == 129
+    assert RunFolder(place / "twice", writes=False).saved_steps() == [8]
+
+
+def test_under_nohup_a_closed_terminal_changes_nothing(place):
+    assert status(forked(flags(output="nohup"), hung_up_in(7, signal.SIG_IGN))) == 0
     assert outcome(place / "nohup") == outcome(place / "uninterrupted")
 
 
