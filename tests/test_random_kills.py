@@ -1,12 +1,12 @@
 """A trainer that is killed at random moments ends in the bits of one that was not.
 
 Each is killed by SIGKILL and started again, as a shell's loop would. In every test run that is done
-30 times, in about 30 seconds; `python -m pytest -m long tests/test_random_kills.py` does it 1,000
-times and kills one run 50 times, in about 20 minutes. A seed decides the moments, to be repeated by
-`-k "seed-7"`, but how far a process gets until then is the machine's affair.
+30 times, in about half a minute; `python -m pytest -m long tests/test_random_kills.py` does it
+1,000 times more and kills one run 50 times. A seed decides the moments, to be repeated by
+`-k seed-7`, but how far a process gets until then is the machine's affair.
 
-Seen to fail when: checkpoints were not saved; the dropout's seed was not set at each step;
-metrics were not cut back to the checkpoint.
+Seen to fail when: a checkpoint was saved only in the end; the dropout's seed was not set at each
+step; metrics were not cut back to the checkpoint.
 """
 
 from __future__ import annotations
