@@ -89,11 +89,12 @@ class FolderPlace:
         return {file.name: file.read_bytes() for file in files}
 
     def replace(self, folder: str, files: Mapping[str, bytes], obsolete: Collection[str]) -> None:
+        self.path.mkdir(exist_ok=True)
+        remove_leftovers(self.path)
         if not self.has(folder, files[MANIFEST]):
-            self.path.mkdir(exist_ok=True)
-            remove_leftovers(self.path)
             contents = {name: content for name, content in files.items() if name != MANIFEST}
             publish_folder(self.path / folder, contents)
+            verify_folder(self.path / folder)  # a drive may rename what it does not have yet
         for old in obsolete:
             remove_folder(self.path / old)
 

@@ -167,9 +167,11 @@ class RunFolder:
         except ValueError:
             try:
                 publish_folder(folder, files)
-            except OSError as error:
+                verify_folder(folder)  # a drive may rename what it does not have yet
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
                 raise OSError(
-                    f"{folder} could not be written ({error.strerror}); older checkpoints are "
+                    f"{folder} could not be written ({reason}); older checkpoints are "
                     "whole: make room, and go on with --resume"
                 ) from None
         steps = self.saved_steps()
