@@ -10,7 +10,8 @@ each token by itself.
 
 Take `apply_rope` and the pattern's `attend` on trust at first: model/rope.py and
 model/attention.py explain them. `RMSNormalization` and `SwiGLU` are the formulas that stand beside
-them; model/lean.py spells them out, with their derivatives.
+them; model/lean.py spells them out, with their derivatives. `FrozenLinear` is `nn.Linear` without a
+bias; model/linear.py says why it has a name of its own.
 
 Shapes, in every trailing comment (a test executes them):
 
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from model.attention import AttentionPattern, Packed
 from model.config import LlamaConfig
 from model.lean import RMSNormalization, SwiGLU
+from model.linear import FrozenLinear
 from model.rope import apply_rope, rope_table
 
 
@@ -57,10 +59,10 @@ class Attention(nn.Module):
         H, K = config.num_attention_heads, config.num_key_value_heads
         self.layer_idx = layer_idx
         self.head_dim = E
-        self.q_proj = nn.Linear(D, H * E, bias=False)
-        self.k_proj = nn.Linear(D, K * E, bias=False)
-        self.v_proj = nn.Linear(D, K * E, bias=False)
-        self.o_proj = nn.Linear(H * E, D, bias=False)
+        self.q_proj = FrozenLinear(D, H * E)
+        self.k_proj = FrozenLinear(D, K * E)
+        self.v_proj = FrozenLinear(D, K * E)
+        self.o_proj = FrozenLinear(H * E, D)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], pattern: AttentionPattern) -> Tensor:
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # (T, H, E)
@@ -78,9 +80,9 @@ class MLP(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         size, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(size, inner, bias=False)
-        self.up_proj = nn.Linear(size, inner, bias=False)
-        self.down_proj = nn.Linear(inner, size, bias=False)
+        self.gate_proj = FrozenLinear(size, inner)
+        self.up_proj = FrozenLinear(size, inner)
+        self.down_proj = FrozenLinear(inner, size)
 
     def forward(self, x: Tensor) -> Tensor:
         gated = SwiGLU.apply(self.gate_proj(x), self.up_proj(x))  # (T, F)
@@ -149,7 +151,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.model = LlamaModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = FrozenLinear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.linear import product
+
 CHUNK = 512  # target tokens; 128,256 logits in float32 for each are 260 MB
 
 
@@ -49,7 +51,7 @@ class SummedCrossEntropy(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if needs_gradient else None
         for start in range(0, len(hidden), CHUNK):
             chunk = slice(start, start + CHUNK)
-            logits = hidden[chunk] @ head.T
+            logits = product(hidden[chunk], head)
             largest = logits.amax(dim=1, keepdim=True).to(exact)
             at_target = logits.gather(1, targets[chunk, None]).to(exact)
             shares = logits.to(exact).sub_(largest).exp_()
@@ -57,7 +59,7 @@ class SummedCrossEntropy(torch.autograd.Function):
             total += (sums.log() + largest - at_target).sum()
             if gradient is not None:
                 # d loss / d z = softmax(z), less 1 at the target; and z = head @ hidden.
-                expected = (shares.to(hidden.dtype) @ head).div_(sums)
+                expected = product(shares.to(hidden.dtype), head.T).div_(sums)
                 gradient[chunk] = expected - head[targets[chunk]]
         ctx.gradient = gradient
         return total
