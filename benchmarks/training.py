@@ -12,7 +12,6 @@ Each side's peak memory is that of a process in which nothing else was done.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,8 +19,10 @@ import time
 
 import torch
 
-from benchmarks.peers import Setting, Step, disagreement, ours, random_llama, theirs
+from benchmarks.peers import WORKS, Setting, Step, disagreement, ours, random_llama, theirs
 from model.device import DTYPES
+from model.linear import product
+from model.memory import peak_bytes
 
 # What rounding allows in these dtypes: loss, gradient.
 BOUNDS = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (2e-3, 6e-2)}
@@ -71,6 +72,8 @@ def main() -> None:
             f"{cpu / times['here'][1]:7.2f} {peaks[name]:9.2f} {peaks['here'] / peaks[name]:7.2f}",
             flush=True,
         )
+    if args.work == "full":
+        print_utilisation(setting, *times["here"])
 
 
 def arguments() -> argparse.Namespace:
@@ -105,6 +108,33 @@ def in_turns(steps: dict[str, Step], count: int) -> dict[str, tuple[float, float
     }
 
 
+def print_utilisation(setting: Setting, wall: float, cpu: float) -> None:
+    """How much of the processor's matrix products' peak a step over one full sequence reaches.
+
+    Counted are the operations of the forward pass and of the gradient towards the input, of every
+    linear layer and of the head at every token, and attention's on and below the diagonal, which
+    the backward pass repeats twice. The peak is the best of the layers' own shapes, measured now.
+    """
+    c, tokens = setting.config, sum(WORKS[setting.work][0])
+    heads = (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
+    per_layer = 2 * c.hidden_size * heads + 3 * c.hidden_size * c.intermediate_size
+    weights = c.num_hidden_layers * per_layer + c.vocab_size * c.hidden_size
+    attention = 2 * tokens * c.num_attention_heads * c.head_dim * c.num_hidden_layers
+    done = tokens * (4 * weights + 3 * attention)
+    best = [0.0, 0.0]
+    inner, width = c.intermediate_size, c.hidden_size
+    for size_in, size_out in ((width, inner), (inner, width), (width, width)):
+        x = torch.randn(tokens, size_in).to(setting.dtype)
+        weight = torch.randn(size_out, size_in).to(setting.dtype)
+        for _ in range(10):
+            before = time.perf_counter(), time.process_time()
+            product(x, weight)
+            took = time.perf_counter() - before[0], time.process_time() - before[1]
+            best = [max(b, 2 * x.numel() * size_out / t) for b, t in zip(best, took, strict=True)]
+    print(f"matrix products reach {best[0] / 1e9:.0f} GFLOP/s; the step", end=" ")
+    print(f"{done / wall / best[0]:.0%} of it by the wall, {done / cpu / best[1]:.0%} by CPU time")
+
+
 def peak_of(side: str) -> float:
     """The peak memory in GB of a process that takes two steps of this side."""
     again = [sys.executable, "-m", "benchmarks.training", *sys.argv[1:], "--side", side]
@@ -117,8 +147,7 @@ def measure_alone(setting: Setting, side: str) -> None:
     step = SIDES[side](setting, random_llama(setting))
     step()
     step()
-    unit = 1 if sys.platform == "darwin" else 1024
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9)
+    print(peak_bytes(torch.device("cpu")) / 1e9)
 
 
 if __name__ == "__main__":

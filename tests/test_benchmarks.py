@@ -13,6 +13,11 @@ from pathlib import Path
 import pytest
 
 COMMANDS = {
+    "training": "chat --steps 1 --threads 1",
+    "training ": "full --targets all --recompute --threads 1",
+    "growth": "--threads 1",
+    "trainers": "--threads 1",
+    "crash_safety": "",
     "startup": "demo",
     "tokenising": "demo demo",
     "checkpoint": "",
@@ -23,7 +28,7 @@ COMMANDS = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_benchmark_works(name: str):
     done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", *COMMANDS[name].split(), "--quick"],
+        [sys.executable, "-m", f"benchmarks.{name.strip()}", *COMMANDS[name].split(), "--quick"],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
