@@ -1,7 +1,9 @@
-"""Every benchmark of whole commands works: its --quick is run as a user would. About 70 seconds.
+"""Every benchmark works: its --quick is run as a user would. Takes about 2 minutes.
 
 No time is asserted. What a benchmark itself asserts, that both sides compute the same, holds too.
 Those that compare with TRL run their own side alone, for want of an environment that has it.
+
+Seen to fail when one side's loss was half the other's.
 """
 
 from __future__ import annotations
@@ -12,27 +14,28 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = {
-    "training": "chat --steps 1 --threads 1",
-    "training ": "full --targets all --recompute --threads 1",
-    "growth": "--threads 1",
-    "trainers": "--threads 1",
-    "crash_safety": "",
-    "startup": "demo",
-    "tokenising": "demo demo",
-    "checkpoint": "",
-    "whole_command": "demo demo",
-}
+COMMANDS = [
+    "training chat --steps 1 --threads 1",
+    "training full --targets all --recompute --threads 1",
+    "growth --threads 1",
+    "trainers --threads 1",
+    "startup demo",
+    "tokenising demo demo",
+    "checkpoint",
+    "whole_command demo demo",
+    "crash_safety",
+]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_benchmark_works(name: str):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_benchmark_works(command: str):
+    name, *more = command.split()
     done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name.strip()}", *COMMANDS[name].split(), "--quick"],
+        [sys.executable, "-m", f"benchmarks.{name}", *more, "--quick"],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert "here" in done.stdout
+    assert len(done.stdout.splitlines()) > 2, "no table"
