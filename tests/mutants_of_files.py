@@ -97,8 +97,8 @@ FILES = [
         "a signal ends the run without a checkpoint",
         "goodfire-ai/spd#741",
         "lora/interrupt.py",
-        "        if self.signal:\n            os._exit",
-        "        if True:\n            os._exit",
+        "if self.signal and number != signal.SIGHUP:",
+        "if number != signal.SIGHUP:",
         "test_resume_kills.py::test_a_signal_from_outside_saves_the_step_and_says_how_to_go_on",
     ),
     Mutant(
