@@ -277,8 +277,8 @@ TOKENS = [
         "each epoch has the same order",
         "pytorch/pytorch#31771",
         "data/batches.py",
-        "default_rng([seed, 0, epoch])",
-        "default_rng([seed, 0, 0])",
+        "drawn, first = [], 0",
+        "drawn, first, epoch = [], 0, 0",
         "test_batches.py::test_each_epoch_and_each_seed_has_its_own_order",
     ),
     Mutant(
