@@ -274,14 +274,6 @@ TOKENS = [
         "test_streaming.py::test_streamed_ids_that_are_not_valid_utf8_give_what_decode_gives",
     ),
     Mutant(
-        "each epoch has the same order",
-        "pytorch/pytorch#31771",
-        "data/batches.py",
-        "drawn, first = [], 0",
-        "drawn, first, epoch = [], 0, 0",
-        "test_batches.py::test_each_epoch_and_each_seed_has_its_own_order",
-    ),
-    Mutant(
         "the last conversations of an epoch are dropped",
         "huggingface/accelerate#2823",
         "data/batches.py",

@@ -30,14 +30,6 @@ FILES = [
         "test_durable.py::test_a_damaged_folder_is_refused_with_the_reason",
     ),
     Mutant(
-        "a checkpoint is not read again before it gets its name",
-        "googlecolab/colabtools#287",
-        "lora/durable.py",
-        "        verify_folder(temporary)\n",
-        "",
-        "test_checkpoint.py::test_what_the_disk_did_not_keep_is_never_published",
-    ),
-    Mutant(
         "the newest checkpoint is taken, whole or not",
         "KempnerInstitute/KempnerForge#194",
         "lora/run_folder.py",
@@ -92,14 +84,6 @@ FILES = [
         "    world.sum_gradients(weights)\n",
         "",
         "test_distributed.py::test_all_processes_have_the_same_weights_and_moments_after_every_step",
-    ),
-    Mutant(
-        "a signal ends the run without a checkpoint",
-        "goodfire-ai/spd#741",
-        "lora/interrupt.py",
-        "if self.signal and number != signal.SIGHUP:",
-        "if number != signal.SIGHUP:",
-        "test_resume_kills.py::test_a_signal_from_outside_saves_the_step_and_says_how_to_go_on",
     ),
     Mutant(
         "two runs write into one folder",

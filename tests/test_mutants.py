@@ -4,7 +4,7 @@ What is deselected by default (`python -m pytest -m mutation`, minutes) copies t
 one change in the copy and runs one test there. In every run it is made sure that the table still
 fits the code.
 
-Seen to fail when a row's test did not notice its bug, and when a row's text was not in its file.
+Seen to fail when a row's test did not notice its bug.
 """
 
 from __future__ import annotations
