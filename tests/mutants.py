@@ -1,8 +1,8 @@
 """Known bugs of training programs, each as one change of this one, and the test that notices it.
 
 Every row is a bug that others had: what it does, where it was discussed (owner/repository#number on
-GitHub), the file, the text in it and what the bug makes of that text, and the test that must fail.
-`test_mutants.py` puts them in, one at a time: `python -m pytest -m mutation`.
+GitHub; nothing where no thread is known), the file, the text in it and what the bug makes of that
+text, and the test that must fail. `test_mutants.py` puts them in, one at a time: `python -m pytest -m mutation`.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ NUMBERS = [
     ),
     Mutant(
         "logits exist for all tokens at once",
-        "huggingface/transformers#38452",
+        "",
         "model/loss.py",
         "range(0, len(hidden), CHUNK):\n            chunk = slice(start, start + CHUNK)",
         "[0]:\n            chunk = slice(0, len(hidden))",
@@ -176,7 +176,7 @@ NUMBERS = [
     ),
     Mutant(
         "the mask of cached keys is aligned at the wrong corner",
-        "huggingface/transformers#29419",
+        "",
         "model/attention.py",
         ".tril(S - T)",
         ".tril()",
@@ -184,7 +184,7 @@ NUMBERS = [
     ),
     Mutant(
         "the first step of the warm-up has a rate of 0",
-        "huggingface/accelerate#1382",
+        "",
         "lora/schedule.py",
         "(step + 1) / (config.warmup_steps + 1)",
         "step / (config.warmup_steps + 1)",
@@ -275,7 +275,7 @@ TOKENS = [
     ),
     Mutant(
         "the last conversations of an epoch are dropped",
-        "huggingface/accelerate#2823",
+        "",
         "data/batches.py",
         "math.ceil(mixture.epoch_size / batch_size)",
         "max(1, mixture.epoch_size // batch_size)",

@@ -15,7 +15,7 @@ FILES = [
     ),
     Mutant(
         "the name reaches the disk before the data",
-        "Lightning-AI/pytorch-lightning#21253",
+        "",
         "lora/durable.py",
         "manifest(files))\n        flush_folder(temporary)",
         "manifest(files))",
@@ -79,7 +79,7 @@ FILES = [
     ),
     Mutant(
         "the processes' gradients are not added up",
-        "modelscope/FunASR#3472",
+        "",
         "train.py",
         "    world.sum_gradients(weights)\n",
         "",
@@ -95,7 +95,7 @@ FILES = [
     ),
     Mutant(
         "PEFT's prefix is missing, and the adapter changes nothing there",
-        "huggingface/peft#2699",
+        "",
         "lora/adapter.py",
         'PREFIX = "base_model.model."',
         'PREFIX = ""',
@@ -136,7 +136,7 @@ FILES = [
     ),
     Mutant(
         "a shard may be a link to any file",
-        "huggingface/transformers#46913",
+        "",
         "model/weights.py",
         " or path.resolve().parent not in allowed:",
         ":",
