@@ -64,7 +64,7 @@ def texts(conversations, tokenizer) -> list[list[int]]:
 
 
 def test_logits_argmax_and_perplexity_are_theirs(ours, theirs, texts):
-    """Bound 1e-4 of the largest logit; measured on the CPU: no difference at all."""
+    """Bound 1e-4 of the largest logit; measured on a CPU: 3e-6, by another library for products."""
     their_loss = our_loss = 0.0
     for ids in texts:
         tokens = torch.tensor(ids)
