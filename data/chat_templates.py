@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
 ROLES = ("system", "user", "assistant")
@@ -36,7 +35,6 @@ class Piece(NamedTuple):
     is_control: bool = False
 
 
-@cache
 def control(token: str, by_assistant: bool = False) -> Piece:
     """A control token."""
     return Piece(token, by_assistant, is_control=True)

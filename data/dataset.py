@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -39,8 +38,6 @@ from data.token_cache import (
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-AHEAD = 2  # batches that are tokenised while one is written
 
 TRAIN_ON = ("assistant", "all", "last")
 INDEX_TYPE = np.dtype([("length", "<i8"), ("target_count", "<i8"), ("digest", "<u8")])
@@ -145,7 +142,7 @@ def write_tokens(
             stack.enter_context((folder / name).open("wb")) for name in (TOKENS, TARGETS, INDEX)
         )
         batches = (usable(rows, report) for rows in all_rows(source))
-        rendered_batches = made_ahead(partial(rendered_rows, chat_format), batches)
+        rendered_batches = one_ahead(partial(rendered_rows, chat_format), batches)
         for number, messages, rendered in chain.from_iterable(rendered_batches):
             if rendered is None:
                 report.drop(number, NOT_IN_FORMAT)
@@ -198,19 +195,19 @@ def rendered_rows(
     return [(*row, rendered) for row, rendered in zip(conversations, batch, strict=True)]
 
 
-def made_ahead(make: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """Yields what `make` makes of each item, in order, and has the next ones made meanwhile.
+def one_ahead(make: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Yields what `make` makes of each item, and has the next one made while one is in use.
 
-    Tokenising is not Python's work, so it goes on in other threads while Python writes.
+    Tokenising is not Python's work, so it goes on in another thread while Python writes.
     """
-    with ThreadPoolExecutor(AHEAD) as threads:
-        being_made: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        being_made: Future[T] | None = None
         for item in items:
-            being_made.append(threads.submit(make, item))
-            if len(being_made) > AHEAD:
-                yield being_made.popleft().result()
-        for last in being_made:
-            yield last.result()
+            before, being_made = being_made, thread.submit(make, item)
+            if before:
+                yield before.result()
+        if being_made:
+            yield being_made.result()
 
 
 def rendered_or_none(chat_format: ChatFormat, messages: Sequence[Message]) -> Rendered | None:

@@ -48,7 +48,7 @@ def in_order(content: bytes) -> bytes:
     header = json.loads(content[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return b"".join((content[:8], text.ljust(size), memoryview(content)[8 + size :]))
+    return content[:8] + text.ljust(size) + content[8 + size :]
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:

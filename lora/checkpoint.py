@@ -46,7 +46,7 @@ def checkpoint_files(
     """
     moments = optimizer_tensors(model, optimizer)
     for name, tensor in (adapter_tensors(model) | moments).items():
-        if not torch.stack(tensor.aminmax()).isfinite().all():  # both are NaN where one number is
+        if not tensor.isfinite().all():
             raise ValueError(
                 f"{name} has values that are not finite after step {step}; nothing was saved. "
                 "Start another run with a lower --lr"

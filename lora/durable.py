@@ -20,7 +20,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -43,11 +42,9 @@ def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         remove_folder(leftover)
     temporary.mkdir(parents=True)
     try:
-        with ThreadPoolExecutor(max_workers=1) as thread:
-            hashed = thread.submit(manifest, files)  # while they are written
-            for name, content in files.items():
-                write_file(temporary / name, content)
-        write_file(temporary / MANIFEST, hashed.result())
+        for name, content in files.items():
+            write_file(temporary / name, content)
+        write_file(temporary / MANIFEST, manifest(files))
         flush_folder(temporary)
         verify_folder(temporary)
         if folder.exists():
@@ -190,23 +187,11 @@ def remove_leftovers(parent: Path) -> None:
 
 def manifest(files: Mapping[str, bytes]) -> bytes:
     """The manifest of these files."""
-    listing = {}
-    for name, content in sorted(files.items()):
-        size, sha256 = fingerprint(content)
-        listing[name] = {"size": size, "sha256": sha256}
+    listing = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in sorted(files.items())
+    }
     return (json.dumps({"files": listing}, indent=2) + "\n").encode()
-
-
-def fingerprint(content: bytes) -> tuple[int, str]:
-    """Size and sha256."""
-    return len(content), hashlib.sha256(content).hexdigest()
-
-
-def fingerprint_of(path: Path) -> tuple[int, str]:
-    """Those of a file, which is never whole in memory."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return file.tell(), sha256
 
 
 def verify_folder(folder: Path) -> None:
@@ -217,36 +202,26 @@ def verify_folder(folder: Path) -> None:
     Raises:
         ValueError: naming the first file that is missing or different.
     """
-    check_content(
-        folder, lambda: (folder / MANIFEST).read_bytes(), lambda name: fingerprint_of(folder / name)
-    )
+    check_content(folder, lambda name: (folder / name).read_bytes())
 
 
 def verify_files(where: object, files: Mapping[str, bytes]) -> list[str]:
     """The same of files that were read already; `where` says from where. Returns their names."""
-    return check_content(where, lambda: files[MANIFEST], lambda name: fingerprint(files[name]))
+    return check_content(where, files.__getitem__)
 
 
-def check_content(
-    where: object, listed: Callable[[], bytes], found: Callable[[str], tuple[int, str]]
-) -> list[str]:
-    """Compares files with their manifest; returns the names in it. Raises ValueError.
-
-    Args:
-        where: what to call the place.
-        listed: reads the manifest.
-        found: the fingerprint of the file of that name.
-    """
+def check_content(where: object, read: Callable[[str], bytes]) -> list[str]:
+    """Compares files with their manifest; returns the names in it. Raises ValueError."""
     try:
-        listing = json.loads(listed())["files"]
+        listing = json.loads(read(MANIFEST))["files"]
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in listing.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{where} is damaged: {MANIFEST} cannot be read") from None
-    for name, wanted in expected.items():
+    for name, (size, sha256) in expected.items():
         try:
-            is_whole = bool(PLAIN_NAME.fullmatch(name)) and found(name) == wanted
+            content = read(name) if PLAIN_NAME.fullmatch(name) else b""
         except (OSError, KeyError):
             raise ValueError(f"{where} is damaged: {name} is missing") from None
-        if not is_whole:
+        if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
             raise ValueError(f"{where} is damaged: {name} is not what was written")
     return list(expected)
