@@ -22,10 +22,11 @@ from data.chat_format import ChatFormat, Message, chat_format_of
 from data.hub import fetch_model
 from data.tokenizer import Tokenizer
 from data.training_data import TrainingData, load_training_data
-from lora.backup import Backup, FolderPlace, Place
+from lora.backup import Backup, Place
 from lora.checkpoint import load_checkpoint, trainable
 from lora.choose_run import choose_config, choose_folder
 from lora.config import BaseModel
+from lora.folder_backup import FolderPlace
 from lora.inject import add_lora
 from lora.progress import plan
 from lora.restore import check_apart, fetch_newer, refuse_taken

@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 
 import train
-from lora.backup import Backup, FolderPlace
+from lora.backup import Backup
 from lora.checkpoint import checkpoint_files
+from lora.folder_backup import FolderPlace
 from run import Run, prepare, resume
 
 

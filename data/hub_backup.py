@@ -45,6 +45,11 @@ class HubPlace:
         inside = [name for name in names if name.startswith(f"{folder}/")]
         return {name.partition("/")[2]: read_repo_file(self.id, commit, name) for name in inside}
 
+    def read_file(self, folder: str, name: str) -> bytes:
+        """One of them."""
+        commit, _ = list_repo(self.id)
+        return read_repo_file(self.id, commit, f"{folder}/{name}")
+
     def replace(self, folder: str, files: Mapping[str, bytes], obsolete: Collection[str]) -> None:
         """Adds a folder and removes the obsolete ones, at once."""
         added = {f"{folder}/{name}": content for name, content in files.items()}

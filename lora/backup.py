@@ -10,24 +10,14 @@ pause, which grows; if a newer checkpoint is there by then, that one is copied i
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
-from lora.durable import (
-    MANIFEST,
-    manifest,
-    publish_folder,
-    remove_folder,
-    remove_leftovers,
-    verify_files,
-    verify_folder,
-)
-from lora.run_folder import CHECKPOINT_NAME, CONFIG, checkpoint_name
+from lora.durable import MANIFEST, manifest, verify_files
+from lora.run_folder import CHECKPOINT_NAME, CONFIG, checkpoint_name, settings_in
+from lora.train_config import differences
 
 KEPT = 2  # copies, the newest
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0  # seconds before a failed copy is tried again
@@ -47,63 +37,11 @@ class Place(Protocol):
     def read(self, folder: str) -> dict[str, bytes]:
         """All files of a folder, by their names, as they are there now."""
 
+    def read_file(self, folder: str, name: str) -> bytes:
+        """One of them."""
+
     def replace(self, folder: str, files: Mapping[str, bytes], obsolete: Collection[str]) -> None:
         """Adds a folder, visible only when it is whole, and then removes the obsolete ones."""
-
-
-class FolderPlace:
-    """Copies in a folder: another disk, or a mounted drive.
-
-    Args:
-        path: the folder; is made if need be. The one above must be there, or a drive that is
-            mounted there and just now is not would be taken for an empty one.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-    def open(self) -> None:
-        parent = self.path.resolve().parent
-        if not parent.is_dir():
-            raise ValueError(
-                f"--backup is {self.path}, but there is no folder {parent}; mount the drive, make "
-                "the folder, or for a repo on the Hub write hub:USER/NAME"
-            )
-        place = self.path if self.path.exists() else parent
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            raise ValueError(
-                f"--backup is {self.path}, which cannot be written; choose another folder"
-            )
-
-    def folders(self) -> dict[str, set[str]]:
-        if not self.path.is_dir():
-            return {}
-        found = (folder for folder in self.path.iterdir() if folder.is_dir())
-        return {folder.name: {file.name for file in folder.iterdir()} for folder in found}
-
-    def read(self, folder: str) -> dict[str, bytes]:
-        files = (file for file in (self.path / folder).iterdir() if file.is_file())
-        return {file.name: file.read_bytes() for file in files}
-
-    def replace(self, folder: str, files: Mapping[str, bytes], obsolete: Collection[str]) -> None:
-        self.path.mkdir(exist_ok=True)
-        remove_leftovers(self.path)
-        if not self.has(folder, files[MANIFEST]):
-            contents = {name: content for name, content in files.items() if name != MANIFEST}
-            publish_folder(self.path / folder, contents)
-            verify_folder(self.path / folder)  # a drive may rename what it does not have yet
-        for old in obsolete:
-            remove_folder(self.path / old)
-
-    def has(self, folder: str, expected: bytes) -> bool:
-        """Whether this very copy is there already: replacing it could only harm it."""
-        with contextlib.suppress(ValueError, OSError):
-            verify_folder(self.path / folder)
-            return (self.path / folder / MANIFEST).read_bytes() == expected
-        return False
 
 
 class Backup:
@@ -243,12 +181,32 @@ class Backup:
         """
         assert self.place is not None
         steps = self.steps()
+        self.check_ours([other for other in steps if other not in self.damaged], files)
         older = [other for other in steps if other < step and other not in self.damaged]
         damaged = [other for other in steps if other != step and other in self.damaged]
         whole = dict(files) | {MANIFEST: manifest(files)}
         obsolete = [checkpoint_name(old) for old in older[: -(KEPT - 1)] + damaged]
         self.place.replace(checkpoint_name(step), whole, obsolete)
         self.damaged.discard(step)
+
+    def check_ours(self, steps: Sequence[int], files: Mapping[str, bytes]) -> None:
+        """Refuses to add to another run's copies: each of the two would remove the other's.
+
+        A place is empty when a run begins, but another may have begun at the same time. Whose copy
+        is the newest goes on, and the other one is told.
+
+        Raises:
+            ValueError: naming the settings in which they differ.
+        """
+        if not steps:
+            return
+        assert self.place is not None
+        folder = checkpoint_name(steps[-1])
+        if CONFIG not in self.place.folders()[folder]:
+            return  # damaged since, so that nobody can tell
+        theirs = settings_in(self.place.read_file(folder, CONFIG))
+        if different := differences(theirs, settings_in(files[CONFIG])):
+            raise ValueError(f"another run is copied there: {', '.join(different)}")
 
     def finish(self, is_urgent: Callable[[], bool]) -> str:
         """Waits until the last checkpoint is copied, or it is clear that it cannot be.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lora.backup import Backup
-from lora.run_folder import CONFIG, OWN_FILES, RunFolder, step_of
+from lora.run_folder import CONFIG, OWN_FILES, RunFolder, settings_in, step_of
 from lora.train_config import continued, differences
 
 
@@ -59,16 +58,11 @@ def check_same_run(
     place: object, config: bytes, folder: RunFolder, given: Mapping[str, Any]
 ) -> None:
     """Refuses copies of another run than the flags or the run's folder describe."""
-    try:
-        theirs = json.loads(config)
-        theirs = theirs if isinstance(theirs, dict) else {}
-    except (ValueError, RecursionError):
-        theirs = {}
+    theirs = settings_in(config)
     if not theirs:
         raise ValueError(f"{place}: a copy's {CONFIG} cannot be read; remove that copy")
     continued(theirs, given, place)
-    ours = folder.saved_config()
-    if ours and (different := differences(theirs, ours)):
+    if different := differences(theirs, folder.saved_config()):
         raise ValueError(
             f"{place} has copies of another run than {folder.path}: {', '.join(different)}; "
             "choose another --backup or --output"

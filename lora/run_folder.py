@@ -250,6 +250,15 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in map(CHECKPOINT_NAME.fullmatch, names) if match)
 
 
+def settings_in(config: bytes) -> dict[str, Any]:
+    """What a config.json says; empty if it is damaged."""
+    try:
+        settings = json.loads(config)
+    except (ValueError, RecursionError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
 def as_json(content: Mapping[str, Any]) -> bytes:
     """JSON to be read by people too."""
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -222,11 +222,14 @@ def continued(saved: Mapping[str, Any], given: Mapping[str, Any], where: object)
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The settings in which two saved configurations are of different runs, and both values."""
+    """The settings in which two saved configurations are of different runs, and both values.
+
+    What one of them does not say, since it is older, or is no configuration, tells nothing.
+    """
     names = {field.name for field in dataclasses.fields(TrainConfig)} - FREE_ON_RESUME
     names |= {"base_sha256", "data_sha256"}
     return [
-        f"{name} ({one.get(name)} and {other.get(name)})"
-        for name in sorted(names)
-        if one.get(name) != other.get(name)
+        f"{name} ({one[name]} and {other[name]})"
+        for name in sorted(names & one.keys() & other.keys())
+        if one[name] != other[name]
     ]

@@ -16,8 +16,9 @@ import pytest
 from test_durable import killed_at
 
 from lora import backup as module
-from lora.backup import Backup, FolderPlace
+from lora.backup import Backup
 from lora.durable import MANIFEST, UNFINISHED, manifest, publish_folder
+from lora.folder_backup import FolderPlace
 
 
 def files(step: int) -> dict[str, bytes]:
@@ -44,6 +45,9 @@ class Memory:
 
     def read(self, folder: str) -> dict[str, bytes]:
         return dict(self.content[folder])
+
+    def read_file(self, folder: str, name: str) -> bytes:
+        return self.content[folder][name]
 
     def replace(self, folder: str, files: Mapping[str, bytes], obsolete: Collection[str]) -> None:
         self.asked.append(int(folder.removeprefix("step-")))
@@ -122,6 +126,37 @@ def test_newer_copies_of_another_machine_and_folders_of_other_programs_stay():
     backup.copy(3, files(3))
     assert backup.finish(calm) == "" and place.steps() == [2, 3, 9]
     assert others.items() <= place.content.items()
+
+
+def of_run(step: int, seed: int) -> dict[str, bytes]:
+    """What a checkpoint of a run with this seed may hold."""
+    return files(step) | {"config.json": b'{"seed": %d, "data_sha256": "a"}' % seed}
+
+
+def test_of_two_runs_that_begin_at_once_one_is_copied_and_the_other_told(pauses, monkeypatch):
+    """Seen to fail when nobody looked whose copies they were: the slower run's were all removed."""
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    place = Memory()
+    one, other = Backup(place), Backup(place)
+    one.copy(2, of_run(2, seed=1))
+    assert one.finish(calm) == ""
+    other.copy(4, of_run(4, seed=2))
+    assert other.finish(calm) == "another run is copied there: seed (1 and 2)"
+    assert other.status.startswith("BACKUP FAILS (another run is copied there")
+    one.copy(6, of_run(6, seed=1))
+    assert one.finish(calm) == "" and place.steps() == [2, 6]
+
+
+def test_a_copy_that_was_damaged_since_is_in_nobodys_way(pauses, monkeypatch):
+    """Seen to fail when a copy without its settings, or with odd ones, was another run's."""
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    place = Memory()
+    backup = Backup(place)
+    broken = ({MANIFEST: b""}, {"config.json": b"{"}, {"config.json": b""})
+    for step, damaged in zip((2, 4, 6), broken, strict=True):
+        place.content = {"step-000001": damaged}
+        backup.copy(step, of_run(step, seed=1))
+        assert backup.finish(calm) == "" and place.steps() == [1, step]
 
 
 def test_nobody_waits_for_a_copy_and_only_the_newest_that_waits_is_made():

@@ -25,8 +25,8 @@ from small_runs import litter, status
 
 from data import token_cache
 from lora import run_folder
-from lora.backup import FolderPlace
 from lora.durable import MANIFEST, manifest, new_file, new_folder, verify_folder, write_file
+from lora.folder_backup import FolderPlace
 from lora.run_folder import OWN_FILES, RunFolder
 
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
@@ -279,10 +279,10 @@ def test_a_checkpoint_that_a_drive_has_not_got_yet_pushes_no_older_one_out(tmp_p
 
 def test_a_copy_that_a_drive_has_not_got_yet_pushes_no_older_one_out(tmp_path, monkeypatch):
     begin_copies(tmp_path)
-    from lora import backup
+    from lora import folder_backup
 
-    publish = backup.publish_folder
-    monkeypatch.setattr(backup, "publish_folder", lambda f, c: (publish(f, c), spoil(f)))
+    publish = folder_backup.publish_folder
+    monkeypatch.setattr(folder_backup, "publish_folder", lambda f, c: (publish(f, c), spoil(f)))
     with pytest.raises(ValueError, match="weights is not what was written"):
         copy(tmp_path)
     verify_folder(tmp_path / "copies" / "step-000001")

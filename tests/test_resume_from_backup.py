@@ -212,7 +212,7 @@ def test_training_does_not_wait_for_a_place_that_hangs(place, expected, drive, m
     """The last steps are done while the first copy is still being made; the end waits for it."""
     import threading
 
-    from lora.backup import FolderPlace
+    from lora.folder_backup import FolderPlace
 
     is_last_step_done, order = threading.Event(), []
     replace = FolderPlace.replace
@@ -234,6 +234,7 @@ def test_a_place_that_fails_for_good_is_told_and_the_result_is_there(
     place, expected, drive, monkeypatch, capsys
 ):
     from lora import backup
+    from lora.folder_backup import FolderPlace
 
     monkeypatch.setattr(backup, "FIRST_PAUSE", 0.01)
 
@@ -241,7 +242,7 @@ def test_a_place_that_fails_for_good_is_told_and_the_result_is_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(backup, "PATIENCE", 0.2)
-    monkeypatch.setattr(backup.FolderPlace, "replace", full)
+    monkeypatch.setattr(FolderPlace, "replace", full)
     assert train.main(flags(**drive)) == train.NOT_BACKED_UP
     said = capsys.readouterr().out
     assert said.count("could not be copied to") == 1
