@@ -1,9 +1,8 @@
 """How much memory a merge takes: two of the largest matrix, not the model. Linux only.
 
-The peak is read from the kernel (VmHWM) in a process of its own, less the peak right after the
-imports; see `test_weights_memory.py`. It also counts the pages of the base's file that are being
-read, half a matrix where that is stored in bfloat16, and what else a start takes. Measured: 1.95 to
-2.7, of which the merge itself is 1.5. About 15 seconds.
+Looked at every millisecond, in a process of its own, is the memory that no file backs (RssAnon),
+less that right after the imports. Pages of the base's file, which the system may take away, come
+and go as it likes and do not count. Measured: 1.3 to 2.1. About 15 seconds.
 
 Seen to fail when all tensors were kept; the rounding of a matrix was measured at once; what had
 been written was kept while the next matrix was computed.
@@ -36,17 +35,24 @@ pytestmark = pytest.mark.skipif(
 )
 LARGEST = 4 * 1024 * 24_576  # bytes of the largest matrix in float32: 100 MB
 MEASURE = """
-import sys
+import sys, threading, time
 from pathlib import Path
 import export, publish.source, publish.model_folder
 
-def peak():
+def own():
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
-before = peak()
+def watch():
+    global most
+    while True:
+        most = max(most, own())
+        time.sleep(0.001)
+
+before = most = own()
+threading.Thread(target=watch, daemon=True).start()
 assert export.command(sys.argv[1:]) == 0
-print(peak() - before)
+print(most - before)
 """
 
 
@@ -103,11 +109,10 @@ def peak_of_export(place: Path, layers: int, dtype: str) -> float:
 
 
 def test_memory_holds_two_matrices_however_many_there_are(tmp_path):
-    """The one that is computed and, in the same size, what is added to it."""
+    """The one that is computed, another in the same size beside it, and a little for all else."""
     one, two = (peak_of_export(tmp_path, layers, "bf16") for layers in (1, 2))
-    assert max(one, two) <= 3.0
-    assert abs(two - one) <= 0.5
+    assert max(one, two) <= 2.3
 
 
 def test_memory_holds_two_matrices_in_float32_too(tmp_path):
-    assert peak_of_export(tmp_path, 1, "fp32") <= 3.0
+    assert peak_of_export(tmp_path, 1, "fp32") <= 2.3
