@@ -2,7 +2,8 @@
 
 Every row is a bug that others had: what it does, where it was discussed (owner/repository#number on
 GitHub; nothing where no thread is known), the file, the text in it and what the bug makes of that
-text, and the test that must fail. `test_mutants.py` puts them in, one at a time: `python -m pytest -m mutation`.
+text, and the test that must fail. `test_mutants.py` puts them in, one at a time:
+`python -m pytest -m mutation`.
 """
 
 from __future__ import annotations
