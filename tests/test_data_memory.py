@@ -1,4 +1,4 @@
-"""How much memory tokenising takes, in a process of its own. Linux only, about 20 seconds."""
+"""How much memory tokenising takes, in a process of its own. Linux only, about 30 seconds."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ print(len(kept), kept.lengths.sum(), peak())
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc, as Linux has it")
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, suffix: str):
-    """Eighteen thousand rows more take a quarter of the memory that their token files would.
+    """Thirty thousand rows more take a quarter of the memory that their token files would.
 
     Seen to fail when a file's rows were read at once, and when the tokens were collected.
     """
     text = "the cat sat on a mat, she'll say: don't http://x.y/z " * 6
     peaks, tokens = [], []
-    for count in (2000, 20_000):
+    for count in (10_000, 40_000):  # from some thousand on the buffers have their size
         path = tmp_path / f"{count}{suffix}"
         rows = [
             {
@@ -68,5 +68,5 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, suffix: str):
         peaks.append(float(peak))
         tokens.append(int(total))
     bytes_more = 5 * (tokens[1] - tokens[0])  # four for an id, one for whether it is a target
-    assert bytes_more > 30e6
+    assert bytes_more > 60e6
     assert (peaks[1] - peaks[0]) * 2**20 < bytes_more / 4
