@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.command_line import argument, given_flags, option, run_command
+from data.snapshot import check_hub_settings
 
 if TYPE_CHECKING:
     from publish.source import Source
@@ -94,6 +95,7 @@ def main(given: Mapping[str, Any]) -> None:
 
     source = open_source(config.adapter, config.model)
     if config.push is not None:
+        check_hub_settings()
         from publish.push import open_target
 
         open_target(config.push, config.private, is_merged=config.merged is not None)

@@ -20,6 +20,7 @@ from torch import nn
 from data.batches import steps_per_epoch
 from data.chat_format import ChatFormat, Message, chat_format_of
 from data.hub import fetch_model
+from data.snapshot import check_hub_settings
 from data.tokenizer import Tokenizer
 from data.training_data import TrainingData, load_training_data
 from lora.backup import Backup, Place
@@ -91,21 +92,23 @@ def prepare(given: Mapping[str, Any]) -> Run:
     config = choose_config(given, saved, folder.path)
     with world.main_first():
         snapshot = fetch_model(pinned(config.model, saved.get("model_revision")))
-        chat_format = chat_format_of(Tokenizer.from_folder(snapshot.path))
-        data = load_data(config, chat_format, saved.get("data_revisions", {}))
-    if data.flaws:
-        world.print(data.flaws)
+    # All that may be wrong with the model is found before the data are tokenised, which takes long.
+    chat_format = chat_format_of(Tokenizer.from_folder(snapshot.path))
+    stops = stop_ids(snapshot.path) | chat_format.end_ids
     dtype = choose_dtype(config.dtype, world.device)
     model = load_model(snapshot.path, dtype, world.device).train()
     prompts = sample_prompts(config, chat_format, model.config)
     torch.manual_seed(config.seed)
     add_lora(model, config.lora)
+    with world.main_first():
+        data = load_data(config, chat_format, saved.get("data_revisions", {}))
+    if data.flaws:
+        world.print(data.flaws)
     config = fit_to_machine(config, model, world, longest=int(data.train.lengths.max()))
     # In float16 small gradients would round to zero. So the loss is scaled up, and the gradients
     # are scaled down again once they are in float32. For other dtypes the scaler does nothing.
     scaler = torch.amp.GradScaler(world.device.type, enabled=dtype == torch.float16)
     base = BaseModel(snapshot.public_name, snapshot.revision, weights_sha256(snapshot.path))
-    stops = stop_ids(snapshot.path) | chat_format.end_ids
     return Run(
         config=config,
         folder=folder,
@@ -140,6 +143,7 @@ def open_backup(given: Mapping[str, Any], folder: RunFolder) -> Backup:
         return Backup(None)
     place: Place
     if name.startswith(HUB):
+        check_hub_settings()
         from data.hub_backup import HubPlace
 
         place = HubPlace(name.removeprefix(HUB))

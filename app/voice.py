@@ -18,7 +18,7 @@ from app.model_files import (
 )
 from app.page_config import PageConfig
 from app.safe_markdown import safe_markdown
-from data.download import download_bars
+from data.bars import download_bars
 from lora.choose_adapter import find_adapter
 from lora.choose_run import without_revision
 

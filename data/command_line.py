@@ -37,7 +37,12 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, one_line(f"{self.prog}: {message}; see {self.prog} --help") + "\n")
+        self.refuse(f"{message}; see {self.prog} --help")
+
+    def refuse(self, message: str) -> NoReturn:
+        """Ends with status 2. Of the processes that torchrun started one tells why for all."""
+        is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+        self.exit(2, one_line(f"{self.prog}: {message}") + "\n" if is_first else None)
 
 
 def parse(config: type[T], arguments: Sequence[str], program: str, description: str) -> T:
@@ -76,7 +81,7 @@ def given_flags(
     try:
         config(**fields)
     except ValueError as mistake:
-        parser.exit(2, one_line(f"{program}: {mistake}") + "\n")
+        parser.refuse(str(mistake))
     return fields
 
 

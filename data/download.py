@@ -15,21 +15,18 @@ a token. So its log is silenced here, and every message is made of our own words
 from __future__ import annotations
 
 import hashlib
-import io
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import DatasetInfo, ModelInfo, constants, hf_hub_download, repo_info
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import logging as client_log
-from tqdm import tqdm
 
+from data.bars import BAR
 from data.repo import COMMIT, Repo, endpoint, explain, reason
 from data.snapshot import HubError, Snapshot
 
@@ -39,9 +36,6 @@ TROUBLE = (HTTPError, OSError, RuntimeError, ValueError)
 # Which files of a repo are wanted, out of the names of all its files. The second argument gives the
 # local path of one of them, for a choice that depends on what is in it.
 Choice = Callable[[Collection[str], Callable[[str], Path]], list[str]]
-
-# The kind of progress bar that a download gets; None for huggingface_hub's own, on stderr.
-BAR: ContextVar[type[tqdm] | None] = ContextVar("BAR", default=None)
 
 
 def fetch_repo(repo: Repo, choose: Choice) -> Snapshot:
@@ -228,28 +222,3 @@ def silent_client_log() -> Iterator[None]:
         yield
     finally:
         client_log.set_verbosity(level)
-
-
-@contextmanager
-def download_bars(show: Callable[[str, float, float], None]) -> Iterator[None]:
-    """Within this context downloads tell `show` how far they are, instead of stderr.
-
-    Args:
-        show: is called ten times a second, at most, with the name of the file, the bytes that are
-            there, and those that there will be. It may raise to break the download off.
-    """
-
-    class Bar(tqdm):
-        monitor_interval = 0  # else another thread would call it, too
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs | {"file": io.StringIO()})
-
-        def display(self, *args: Any, **kwargs: Any) -> None:
-            show(self.desc.removesuffix(": "), self.n, self.total or 0)
-
-    before = BAR.set(Bar)
-    try:
-        yield
-    finally:
-        BAR.reset(before)

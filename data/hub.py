@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from data.snapshot import HubError, Snapshot
+from data.snapshot import HubError, Snapshot, hub_snapshot
 
 DEMO = Path(__file__).parents[1] / "model" / "demo"
 SHARD = re.compile(r"[A-Za-z0-9._-]+\.safetensors")
@@ -43,10 +43,7 @@ def fetch_model(name: str) -> Snapshot:
     is_path = name.startswith(("./", "../", "/", "~")) or id.count("/") > 1
     if is_path or os.path.isdir(name):
         return local_snapshot(Path(os.path.expanduser(name)), name)
-    from data.download import fetch_repo  # see snapshot.py for why it is imported here
-    from data.repo import repo_of
-
-    return fetch_repo(repo_of(name, "model"), model_files)
+    return hub_snapshot(name, "model", model_files)
 
 
 def local_snapshot(folder: Path, name: str) -> Snapshot:

@@ -22,11 +22,10 @@ from data.chat_format import ChatFormat, chat_format_of
 from data.command_line import argument, option, parse, run_command
 from data.conversations import NOTHING_LEFT, conversation_of
 from data.dataset import Conversations, targets_of, tokenize
-from data.download import fetch_repo
 from data.hub import fetch_model, model_files
-from data.repo import repo_of
-from data.report import DataReport, check_report, flaws_table
+from data.report import DataReport, check_report, check_share, flaws_table
 from data.rows import Row, read_rows
+from data.snapshot import hub_snapshot
 from data.sources import Source, find_source
 from data.tokenizer import Tokenizer
 
@@ -54,6 +53,9 @@ class InspectConfig:
     strict_data: bool = option(False, "any row that cannot be learnt from is an error")
     max_dropped: float = option(0.1, "largest share of rows that may be dropped, from 0 to 1")
     color: bool = option(False, "use colours even where the output is not a terminal")
+
+    def __post_init__(self) -> None:
+        check_share(self.max_dropped)
 
 
 def inspect(config: InspectConfig) -> None:
@@ -98,7 +100,7 @@ def tokenizer_folder(model: str) -> Path:
     def choose(names: Collection[str], read: Callable[[str], Path]) -> list[str]:
         return [name for name in model_files(names, read) if ".safetensors" not in name]
 
-    return fetch_repo(repo_of(model, "model"), choose).path
+    return hub_snapshot(model, "model", choose).path
 
 
 def summary(source: Source, report: DataReport, kept: Conversations, model: str) -> str:

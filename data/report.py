@@ -67,6 +67,12 @@ class DataReport:
         counts[next(bin for bin, edge in enumerate(edges) if length <= edge)] += 1
 
 
+def check_share(max_dropped: float) -> None:
+    """Refuses a --max-dropped that is no share. Raises ValueError."""
+    if not 0 <= max_dropped <= 1:
+        raise ValueError(f"--max-dropped is {max_dropped}; it is a share of rows, from 0 to 1")
+
+
 def check_report(reports: Sequence[DataReport], strict: bool, max_dropped: float) -> None:
     """Refuses data of which too much was dropped.
 
@@ -78,8 +84,7 @@ def check_report(reports: Sequence[DataReport], strict: bool, max_dropped: float
     Raises:
         ValueError: if it was, or if a data set has no usable row.
     """
-    if not 0 <= max_dropped <= 1:
-        raise ValueError(f"--max-dropped is {max_dropped}; it is a share of rows, from 0 to 1")
+    check_share(max_dropped)
     for report in reports:
         if report.rows_read == 0:
             raise ValueError(f"{report.name} has no rows: choose other data")

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+AGAIN = "download it again"
 SUFFIXES = (".parquet", ".jsonl", ".json")
 Row = dict[str, Any]
 
@@ -46,7 +47,9 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, buffer_size=1 << 20)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a whole parquet file ({first_line(error)})") from None
+        raise ValueError(
+            f"{path}: not a whole parquet file ({first_line(error)}): {AGAIN}"
+        ) from None
 
 
 def parquet_rows(path: Path, batch_size: int) -> Iterator[list[Row | None]]:
@@ -57,7 +60,9 @@ def parquet_rows(path: Path, batch_size: int) -> Iterator[list[Row | None]]:
             try:
                 batch = next(batches, None)
             except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"{path}: damaged parquet file ({first_line(error)})") from None
+                raise ValueError(
+                    f"{path}: damaged parquet file ({first_line(error)}): {AGAIN}"
+                ) from None
             if batch is None:
                 return
             yield rows_of(batch)
@@ -94,7 +99,7 @@ def json_object(line: bytes, place: str) -> Row:
         line.rstrip(), place, "the line is cut or damaged, or this is no file of JSON lines"
     )
     if not isinstance(row, dict):
-        raise ValueError(f"{place}: holds {kind_of(row)}, not an object {{...}}")
+        raise ValueError(f"{place}: holds {kind_of(row)}, not an object {{...}}: make it one")
     return row
 
 
@@ -105,10 +110,14 @@ def json_rows(path: Path, batch_size: int) -> Iterator[list[Row | None]]:
     advice = "it is cut or damaged, or has one object a line; then name it .jsonl"
     rows = parsed(content, str(path), advice)
     if not isinstance(rows, list):
-        raise ValueError(f"{path}: holds {kind_of(rows)}, not a list of objects [{{...}}, ...]")
+        raise ValueError(
+            f"{path}: holds {kind_of(rows)}, not a list of objects [{{...}}, ...]: make it one"
+        )
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number}: holds {kind_of(row)}, not an object {{...}}")
+            raise ValueError(
+                f"{path}, row {number}: holds {kind_of(row)}, not an object {{...}}: make it one"
+            )
     for start in range(0, len(rows), batch_size):
         yield rows[start : start + batch_size]
 
@@ -131,7 +140,9 @@ def parsed(content: bytes, place: str, advice: str) -> Any:
             f"{place}: not JSON ({error.msg} at character {error.pos + 1}): {advice}"
         ) from None
     except RecursionError:
-        raise ValueError(f"{place}: not JSON that can be read (nested too deeply)") from None
+        raise ValueError(
+            f"{place}: not JSON that can be read (nested too deeply): take it out"
+        ) from None
 
 
 def kind_of(value: Any) -> str:

@@ -6,8 +6,15 @@ nobody who names a local folder should wait.
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 
 
 class HubError(ValueError):
@@ -32,3 +39,49 @@ class Snapshot:
     def public_name(self) -> str:
         """The name to publish: an id, or of a local folder its last part only."""
         return self.name if self.revision else self.path.resolve().name
+
+
+def hub_snapshot(
+    name: str,
+    type: Literal["model", "dataset"],
+    choose: Callable[[Collection[str], Callable[[str], Path]], list[str]],
+) -> Snapshot:
+    """The files of a repo on the Hub; see `fetch_repo`, which this imports when it is needed.
+
+    Args:
+        name: `owner/name`, optionally `owner/name@revision`.
+        type: what kind of repo it is.
+        choose: which files are wanted, of those that there are.
+
+    Raises:
+        HubError: there is no such repo, it cannot be had, or a setting for the Hub makes no sense.
+    """
+    check_hub_settings()
+    from data.download import fetch_repo
+    from data.repo import repo_of
+
+    return fetch_repo(repo_of(name, type), choose)
+
+
+def check_hub_settings() -> None:
+    """Refuses an environment that the Hub's client cannot even be imported in.
+
+    Raises:
+        HubError: naming the variable, its value, and what to do.
+    """
+    address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    try:
+        parts = urlsplit(address)
+        is_address = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets that do not match, or a port that is none
+        is_address = False
+    if not is_address:
+        shown = re.sub(r"//[^/]*@", "//", address)  # a password may stand before the host
+        raise HubError(
+            f"HF_ENDPOINT is {shown!r}, which is no address: unset it, or write it as "
+            "https://huggingface.co"
+        )
+    for name in SECONDS:
+        value = os.environ.get(name, "1")
+        if not value.strip().isdecimal():
+            raise HubError(f"{name} is {value!r}, not a whole number of seconds: unset it")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.rows import SUFFIXES
-from data.snapshot import HubError
+from data.snapshot import HubError, hub_snapshot
 
 DEMO = Path(__file__).parent / "demo"
 
@@ -60,7 +60,9 @@ def find_source(name: str, split: str = "train") -> Source:
         return folder_source(name, path, split)
     if path.is_file():
         if split != "train":
-            raise ValueError(f"{name} is a single file, all of it for training: it has no {split}")
+            raise ValueError(
+                f"{name} is a single file, all of it for training: it has no {split}, only train"
+            )
         if path.suffix.lower() not in SUFFIXES:
             raise ValueError(f"{name}: only {', '.join(SUFFIXES)} files are read; convert it")
         return Source(name, (path,), None)
@@ -89,17 +91,13 @@ def folder_source(name: str, folder: Path, split: str) -> Source:
 
 def hub_source(name: str, split: str) -> Source:
     """The data files of a repo on the Hub."""
-    from data.download import fetch_repo  # see snapshot.py for why it is imported here
-    from data.repo import repo_of
-
-    repo = repo_of(name, "dataset")
     chosen: list[str] = []
 
     def choose(names: Collection[str], read: Callable[[str], Path]) -> list[str]:
-        chosen[:] = files_of_split(names, split, repo.id)
+        chosen[:] = files_of_split(names, split, name.partition("@")[0])
         return chosen
 
-    snapshot = fetch_repo(repo, choose)
+    snapshot = hub_snapshot(name, "dataset", choose)
     return Source(snapshot.name, tuple(snapshot.path / file for file in chosen), snapshot.revision)
 
 

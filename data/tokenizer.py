@@ -75,7 +75,9 @@ class Tokenizer:
         elif (folder / "tokenizer.model").is_file():
             vocabulary = TokenizerModel(folder / "tokenizer.model")
         else:
-            raise ValueError(f"{folder} has neither tokenizer.json nor tokenizer.model")
+            raise ValueError(
+                f"{folder} has neither tokenizer.json nor tokenizer.model; download one of them"
+            )
         config = read_config(folder / "tokenizer_config.json")
         return cls(vocabulary, config, read_chat_template(folder, config))
 
@@ -168,12 +170,12 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if the file is not JSON, or if one of these fields holds something else.
     """
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise ValueError(f"{path} is not JSON: {error}; download it again") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds {type(raw).__name__}, not an object")
     bos_token, template = raw.get("bos_token"), raw.get("chat_template")
@@ -196,9 +198,9 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     """The template's text: in its own file, or in the config."""
     own_file = folder / "chat_template.jinja"
-    if not own_file.is_file():
+    if not own_file.exists():
         return config.get("chat_template")
     try:
         return own_file.read_text(encoding="utf-8")
     except (ValueError, OSError) as error:
-        raise ValueError(f"{own_file} cannot be read: {error}") from None
+        raise ValueError(f"{own_file} cannot be read: {error}; download it again") from None

@@ -43,7 +43,8 @@ from huggingface_hub.utils import (
 from huggingface_hub.utils._http import default_client_factory
 from tqdm import tqdm
 
-from data.download import TROUBLE, download_bars, is_intact, list_files, silent_client_log
+from data.bars import download_bars
+from data.download import TROUBLE, is_intact, list_files, silent_client_log
 from data.repo import Repo, endpoint, explain_writing, reason
 from data.snapshot import HubError
 

@@ -116,10 +116,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
             return {name: file.get_tensor(name) for name in file.keys()}, sha256
     except FileNotFoundError:
         raise ValueError(
-            f"{path} is missing; adapters in other formats (.bin) are not read"
+            f"{path} is missing; adapters in other formats (.bin) are not read, take another"
         ) from None
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); take another adapter"
+        ) from None
 
 
 def check_tensors(

@@ -32,7 +32,9 @@ def find_adapter(path: Path) -> Path:
     newest, _ = RunFolder(path, writes=False).newest_checkpoint()
     if newest:
         raise ValueError(f"{path}: is a run that is not finished; give its checkpoint {newest}")
-    raise ValueError(f"{path}: has no {CONFIG_FILE}, so it is no adapter and no finished run")
+    raise ValueError(
+        f"{path}: has no {CONFIG_FILE}, so it is no adapter and no finished run; take another"
+    )
 
 
 def run_of(adapter: Path) -> RunFolder | None:

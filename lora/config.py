@@ -69,7 +69,7 @@ def read_config(path: Path) -> tuple[LoRAConfig, BaseModel]:
             raise ValueError(f"holds {type(raw).__name__}, not an object")
         return lora_config(raw), BaseModel(raw.get("base_model_name_or_path"), raw.get("revision"))
     except (ValueError, OSError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error}; take another adapter") from None
 
 
 def lora_config(raw: Mapping[str, Any]) -> LoRAConfig:

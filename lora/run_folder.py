@@ -31,6 +31,7 @@ from lora.durable import (
     replace_file,
     verify_folder,
 )
+from lora.train_config import check_kinds
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{6,})")
 CONFIG, DATA, METRICS, LOCK = "config.json", "data.json", "metrics.jsonl", "run.lock"
@@ -83,7 +84,12 @@ class RunFolder:
         """
         if not self.writes:
             return
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"output is {self.path}, which cannot be made ({error.strerror}); choose another"
+            ) from None
         self.take_lock()
         for folder in (self.path, self.checkpoints):
             remove_leftovers(folder)
@@ -119,13 +125,16 @@ class RunFolder:
         """What config.json says; empty if the run never got so far."""
         try:
             saved = json.loads((self.path / CONFIG).read_bytes())
+            if not isinstance(saved, dict):
+                raise ValueError(f"it holds {type(saved).__name__}, not an object")
+            check_kinds(saved)
+            return saved
         except FileNotFoundError:
             return {}
         except (ValueError, OSError, RecursionError) as error:
-            raise ValueError(f"{self.path / CONFIG} cannot be read ({error})") from None
-        if not isinstance(saved, dict):
-            raise ValueError(f"{self.path / CONFIG} holds {type(saved).__name__}, not an object")
-        return saved
+            raise ValueError(
+                f"{self.path / CONFIG} cannot be read ({error}); restore it, or start another run"
+            ) from None
 
     # --- checkpoints ------------------------------------------------------------------------------
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +30,13 @@ FREE_ON_RESUME = {
     "output", "resume", "demo", "keep", "backup", "save_every", "eval_every", "sample_prompts",
     "sample_every", "device", "micro_batch_tokens", "checkpoint_activations", "compile",
 }  # fmt: skip
+# What a run's config.json says beside the flags.
+FOUND: dict[str, Any] = {
+    "model_revision": str | None,
+    "data_revisions": dict[str, str | None],
+    "base_sha256": str,
+    "data_sha256": str,
+}
 
 
 def flag(default: Any, help: str) -> Any:
@@ -193,6 +203,28 @@ def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     return DEMO if given.get("demo") else {}
 
 
+def check_kinds(saved: Mapping[str, Any]) -> None:
+    """Refuses what a program cannot have saved. Raises ValueError naming the setting."""
+    kinds = typing.get_type_hints(TrainConfig) | FOUND
+    for name in kinds.keys() & saved.keys():
+        if not is_kind(saved[name], kinds[name]):
+            raise ValueError(f"{name} is {saved[name]!r}, which it cannot be")
+
+
+def is_kind(value: Any, kind: Any) -> bool:
+    """Whether a value out of JSON, where tuples are lists, is of the kind that a field has."""
+    parts = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):
+        return any(is_kind(value, part) for part in parts)
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, list) and all(is_kind(item, parts[0]) for item in value)
+    if typing.get_origin(kind) is dict:
+        return isinstance(value, dict) and all(is_kind(item, parts[1]) for item in value.values())
+    if kind is float and type(value) is int:
+        return abs(value) <= sys.float_info.max
+    return type(value) is kind
+
+
 def continued(saved: Mapping[str, Any], given: Mapping[str, Any], where: object) -> TrainConfig:
     """The configuration to go on with, from the one that was saved and the flags given now.
 
@@ -200,6 +232,10 @@ def continued(saved: Mapping[str, Any], given: Mapping[str, Any], where: object)
         ValueError: naming the flags that would make it another run.
     """
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    if missing := [name for name in ("model", "data", "lr") if name not in saved]:
+        raise ValueError(
+            f"{where} is no run, its config.json names no {missing[0]}: choose another --output"
+        )
     before: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in saved.items()

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 DTYPES = ("float32", "bfloat16", "float16")
+ANOTHER = "download it again, or use another model"  # what helps against a wrong file
+MOST_LAYERS = 1_000  # the deepest has 126; all are built before it is known which weights there are
 
 # What a dense Llama has in these fields, where its file mentions them at all.
 PLAIN = {
@@ -62,6 +64,8 @@ class LlamaConfig:
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
+        if self.num_hidden_layers > MOST_LAYERS:
+            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}; no Llama is so deep")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; RoPE turns features in pairs")
 
@@ -76,7 +80,7 @@ class LlamaConfig:
         try:
             return cls.from_dict(read_json(path))
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{path}: {error}; {ANOTHER}") from None
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> LlamaConfig:
@@ -163,7 +167,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"no such file in {path.parent}; is this the model's folder?") from None
+        raise ValueError(f"no such file in {path.parent}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"is not readable as JSON ({error})") from None
     if not isinstance(value, dict):

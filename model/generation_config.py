@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from model.config import LlamaConfig, boolean, read_json, token_ids
+from model.config import ANOTHER, LlamaConfig, boolean, read_json, token_ids
 
 FILE = "generation_config.json"
 
@@ -74,7 +74,7 @@ class SamplingConfig:
                 given[name] = value if name == "top_k" else float(value)
             return cls(**({"temperature": 1.0} if is_sampled else {}) | given)
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{path}: {error}; {ANOTHER}") from None
 
 
 def stop_ids(folder: Path) -> frozenset[int]:
@@ -89,7 +89,7 @@ def stop_ids(folder: Path) -> frozenset[int]:
         try:
             ids = token_ids(read_json(path), "eos_token_id") if path.exists() else ()
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{path}: {error}; {ANOTHER}") from None
         if ids:
             return frozenset(ids)
     return frozenset()

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.config import LlamaConfig, read_json
+from model.config import ANOTHER, LlamaConfig, read_json
 from model.llama import Llama
 
 SINGLE_FILE = "model.safetensors"
@@ -70,13 +70,13 @@ def files_of_tensors(folder: Path) -> dict[str, Path]:
     if not (folder / INDEX_FILE).exists():
         raise ValueError(
             f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}; "
-            "weights in other formats (.bin, .pth, .gguf) are not read"
+            "weights in other formats (.bin, .pth, .gguf) are not read, download these"
         )
     index = folder / INDEX_FILE
     try:
         weight_map = read_json(index).get("weight_map")
     except ValueError as error:
-        raise ValueError(f"{index}: {error}") from None
+        raise ValueError(f"{index}: {error}; {ANOTHER}") from None
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: has no weight_map; download it again")
     shards = {}
@@ -102,7 +102,9 @@ def confined(folder: Path, shard: str) -> Path:
     if folder.resolve().parent.name == "snapshots":  # the Hub's cache links into ../../blobs
         allowed.append(folder.resolve().parents[1] / "blobs")
     if not SHARD_NAME.fullmatch(shard) or path.resolve().parent not in allowed:
-        raise ValueError(f"{folder / INDEX_FILE}: names a shard outside the folder: {shard!r}")
+        raise ValueError(
+            f"{folder / INDEX_FILE}: names a shard outside the folder: {shard!r}; use another model"
+        )
     return path
 
 
@@ -141,7 +143,7 @@ def check_tensors(model: Llama, files: dict[str, Path], folder: Path) -> None:
                 if found.get_shape() != expected[name]:
                     raise ValueError(
                         f"{path}: {name} has shape {found.get_shape()}, "
-                        f"config.json makes it {expected[name]}"
+                        f"config.json makes it {expected[name]}; download both again"
                     )
                 if found.get_dtype() not in FILE_DTYPES:
                     raise ValueError(

@@ -28,7 +28,15 @@ T = TypeVar("T")
 
 def is_main() -> bool:
     """Whether this process is the one that speaks and writes for all."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return number_from_torchrun("RANK", 0) == 0
+
+
+def number_from_torchrun(name: str, alone: int) -> int:
+    """A variable that torchrun sets; `alone` without it. Raises ValueError if it is no number."""
+    value = os.environ.get(name, str(alone))
+    if not value.isdecimal():
+        raise ValueError(f"{name} is {value!r}, not a number as torchrun sets it: unset it")
+    return int(value)
 
 
 def say(text: str) -> None:
@@ -57,14 +65,14 @@ class World:
     """
 
     def __init__(self, device: str) -> None:
-        self.rank = int(os.environ.get("RANK", 0))
-        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = number_from_torchrun("RANK", 0)
+        self.size = number_from_torchrun("WORLD_SIZE", 1)
         self.is_main = is_main()
         self.device = choose_device(device)
         if self.device.type == "mps" and self.size > 1:
             raise ValueError(f"{self.size} processes cannot share mps; use one, or --device cpu")
         if self.device.type == "cuda":
-            local_rank = int(os.environ.get("LOCAL_RANK", 0))
+            local_rank = number_from_torchrun("LOCAL_RANK", 0)
             if local_rank >= torch.cuda.device_count():
                 raise ValueError(
                     f"process {local_rank} of this machine has no GPU of its own, there are "
@@ -72,7 +80,7 @@ class World:
                 )
             self.device = torch.device("cuda", local_rank)
             torch.cuda.set_device(self.device)
-        on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        on_this_machine = number_from_torchrun("LOCAL_WORLD_SIZE", 1)
         self.sharing = 1 if self.device.type == "cuda" else on_this_machine
         if self.size > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"

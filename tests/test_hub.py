@@ -47,7 +47,7 @@ def test_only_the_needed_files_are_downloaded(server, models, tmp_path):
 def test_whoever_asks_is_told_how_far_a_download_is(server, models, tmp_path):
     """Nothing goes to stderr then. Seen to fail when the client kept its own bars."""
     setup = """
-from data.download import download_bars
+from data.bars import download_bars
 told = []
 context = download_bars(lambda *how_far: told.append(how_far))
 context.__enter__()
