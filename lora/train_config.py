@@ -232,10 +232,8 @@ def continued(saved: Mapping[str, Any], given: Mapping[str, Any], where: object)
         ValueError: naming the flags that would make it another run.
     """
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
-    if missing := [name for name in ("model", "data", "lr") if name not in saved]:
-        raise ValueError(
-            f"{where} is no run, its config.json names no {missing[0]}: choose another --output"
-        )
+    if "lr" not in saved:  # some model's config.json, or another program's
+        raise ValueError(f"{where} is no run, its config.json names no lr: choose another --output")
     before: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in saved.items()
