@@ -40,9 +40,11 @@ class Parser(argparse.ArgumentParser):
         self.refuse(f"{message}; see {self.prog} --help")
 
     def refuse(self, message: str) -> NoReturn:
-        """Ends with status 2. Of the processes that torchrun started one tells why for all."""
-        is_first = os.environ.get("LOCAL_RANK", "0") == "0"
-        self.exit(2, one_line(f"{self.prog}: {message}") + "\n" if is_first else None)
+        """Ends with status 2, saying why in one line.
+
+        Each process that torchrun started says it: the first to end has the others killed.
+        """
+        self.exit(2, one_line(f"{self.prog}: {message}") + "\n")
 
 
 def parse(config: type[T], arguments: Sequence[str], program: str, description: str) -> T:
