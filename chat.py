@@ -59,10 +59,11 @@ def check(config: ServerConfig) -> None:
         tuned_from(config.adapter)
     if config.model is not None:
         open_model(config.model)
-    if (config.device, config.dtype) != ("auto", "auto"):
-        from model.device import choose_device, choose_dtype
+    if (config.device, config.dtype, config.quantize) != ("auto", "auto", None):
+        from model.device import check_quantize, choose_device, choose_dtype
 
-        choose_dtype(config.dtype, choose_device(config.device))
+        device = choose_device(config.device)
+        check_quantize(config.quantize, device, choose_dtype(config.dtype, device))
 
 
 def show_page(arguments: list[str]) -> None:

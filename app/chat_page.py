@@ -36,11 +36,11 @@ DEMO_QUESTIONS = ("Where does Anna live?", "My name is Maja.", "What is 7 plus 5
 
 
 @st.cache_resource(show_spinner=False)
-def engine_of(device: str, dtype: str) -> Engine:
+def engine_of(device: str, dtype: str, quantize: str | None) -> Engine:
     """The server's engine. PyTorch takes a second to import, which only an answer needs."""
     from app.engine import Engine
 
-    return Engine(device, dtype)
+    return Engine(device, dtype, quantize)
 
 
 @st.cache_resource(show_spinner=False)
@@ -178,7 +178,7 @@ def answer_last(
 ) -> None:
     """Writes the answer to the last question, below it."""
     try:
-        engine = engine_of(config.device, config.dtype)
+        engine = engine_of(config.device, config.dtype, config.quantize)
         begun = begin(conversation, voice, settings, with_history, compares)
     except ValueError as error:
         conversation.end_unanswered("failed", str(error))

@@ -29,7 +29,8 @@ from lora.choose_adapter import check_base, check_checkpoint
 from lora.config import CONFIG_FILE
 from lora.inject import lora_disabled, remove_lora
 from model.cache import KVCache
-from model.device import choose_device, choose_dtype
+from model.cpu_linear import arrange_for_answers
+from model.device import check_quantize, choose_device, choose_dtype
 from model.generate import PREFILL_TOKENS, common_prefix, new_cache, prefill, stream
 from model.generation_config import SamplingConfig, room_for
 from model.llama import Llama
@@ -101,16 +102,21 @@ class Engine:
     Args:
         device: as in `choose_device`.
         dtype: as in `choose_dtype`.
+        quantize: as in `check_quantize`.
 
     Raises:
-        ValueError: if this machine has no such device, or the dtype is unknown.
+        ValueError: if this machine cannot do what one of them says.
     """
 
-    def __init__(self, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self, device: str = "auto", dtype: str = "auto", quantize: str | None = None
+    ) -> None:
         for name in KERNEL_LIMITS:
             os.environ.setdefault(name, str(KERNELS_KEPT))
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
+        check_quantize(quantize, self.device, self.dtype)
+        self.quantize = quantize
         self.turns = Turns()
         self.caches: OrderedDict[CacheName, KVCache] = OrderedDict()
         self.unload()
@@ -164,7 +170,8 @@ class Engine:
         if self.model is None or stamp != self.model_stamp:
             tell(f"Loading {files.name} …")
             self.unload()  # first, so that there are never two
-            self.model = load_model(files.folder, self.dtype, self.device)
+            model = load_model(files.folder, self.dtype, self.device)
+            self.model = arrange_for_answers(model, self.quantize)
             self.model_stamp = stamp
         adapter = next((request.adapter for request in requests if request.adapter), None)
         if adapter is not None:

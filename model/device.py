@@ -44,6 +44,22 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def check_quantize(name: str | None, device: torch.device, dtype: torch.dtype) -> None:
+    """Makes sure that weights can be rounded to what `name` says; None leaves them as they are.
+
+    Raises:
+        ValueError: if the name is unknown, or if there is no kernel for this device and dtype.
+    """
+    if name not in (None, "int8"):
+        raise ValueError(f"quantize is {name!r}; the only choice is int8, or leave it out")
+    if name and (device.type, dtype) != ("cpu", torch.bfloat16):
+        what = f"{str(dtype).removeprefix('torch.')} on {device.type}"
+        raise ValueError(
+            f"quantize is {name!r}, which needs bf16 on a CPU, but this would be {what}; "
+            "use --dtype bf16 --device cpu, or leave --quantize out"
+        )
+
+
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether the hardware has instructions for it; emulation is slower than the alternatives."""
     if device.type == "cuda":

@@ -46,6 +46,17 @@ def refusal(*arguments: str, **more) -> str:
     return lines[0]
 
 
+def test_8_bits_where_they_cannot_be_had():
+    for arguments, says in (
+        (["--quantize", "int4"], "chat.py: quantize is 'int4'; the only choice is int8"),
+        (
+            ["--quantize", "int8", "--dtype", "fp32"],
+            "chat.py: quantize is 'int8', which needs bf16",
+        ),
+    ):
+        assert says in refusal("hello", "--model", "demo", *arguments)
+
+
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory) -> Path:
     """Copies of the demo, each with one thing wrong."""

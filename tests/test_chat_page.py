@@ -221,7 +221,7 @@ def test_an_interrupted_answer_stays_and_frees_its_turn(visit, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(app.writing, "follow", broken_off)
         page.chat_input[0].set_value("hello there").run()
-    engine = engine_of("auto", "fp32")
+    engine = engine_of("auto", "fp32", None)
     assert not engine.turns.line
     page.run()
     [exchange] = conversation_of(page).exchanges
