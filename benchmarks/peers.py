@@ -26,7 +26,7 @@ LLAMA_3_2 = RopeScaling(32.0, 1.0, 4.0, 8192)
 SHAPES = {  # vocabulary, width, inner width, layers, query heads, key heads, head size
     "1b": (128_256, 2048, 8192, 16, 32, 8, 64, 500_000.0, LLAMA_3_2),
     "135m": (49_152, 576, 1536, 30, 9, 3, 64, 100_000.0, None),
-    "tiny": (1000, 64, 128, 2, 4, 2, 16, 10_000.0, None),
+    "tiny": (2048, 64, 128, 2, 4, 2, 16, 10_000.0, None),
 }
 # Tokens of each conversation, and which share of them is learnt.
 WORKS = {"chat": ([120, 260, 480, 1024], 0.55), "full": ([1024], 1.0)}

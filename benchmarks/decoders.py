@@ -1,0 +1,115 @@
+"""The programs that answer, side by side: the same weights, the same greedy choice."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import xllamacpp
+from torch import Tensor, nn
+
+from benchmarks.peers import Setting, their_model
+from lora.inject import remove_lora
+from model.cpu_linear import arrange_for_answers
+from model.generate import stream
+from model.llama import Llama
+from model.sampling import Sampler, SamplingConfig
+from publish.gguf_file import write_gguf
+
+VOCABULARY = Path(__file__).parents[1] / "model" / "demo"
+Answer = Callable[[Sequence[int], int], list[int]]  # a prompt and how many tokens -> the tokens
+
+
+def arranged(model: Llama, quantize: str | None = None) -> Llama:
+    """A model that answers with the weights of `model`, which stays as it is; without adapter."""
+    shared: dict[int, Any] = {id(p): p for p in model.parameters()}
+    mine = copy.deepcopy(model, shared)
+    remove_lora(mine)
+    return arrange_for_answers(mine.eval(), quantize)
+
+
+def here(model: Llama) -> Answer:
+    """This project."""
+
+    def answer(prompt: Sequence[int], count: int) -> list[int]:
+        return list(stream(model, prompt, Sampler(SamplingConfig()), frozenset(), count))
+
+    return answer
+
+
+def transformers_model(setting: Setting, model: Llama) -> nn.Module:
+    """The peer on the weights of `model` themselves, without adapter, and with its cache on."""
+    peer = their_model(setting, model).unload().eval()
+    peer.config.use_cache = True
+    return peer
+
+
+def transformers_side(peer: Any) -> Answer:
+    """Transformers' `generate`, with what makes it fastest here: its default cache and sdpa."""
+
+    def answer(prompt: Sequence[int], count: int) -> list[int]:
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            found = peer.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=count,
+                min_new_tokens=count,
+                do_sample=False,
+                use_cache=True,
+                pad_token_id=0,
+                eos_token_id=None,
+            )
+        return found[0, len(prompt) :].tolist()
+
+    return answer
+
+
+class LlamaCpp:
+    """llama.cpp, with its own defaults, on a file that is written here."""
+
+    def __init__(self, model: Llama, kind: str, folder: Path) -> None:
+        file = folder / f"{kind}.gguf"
+        write_gguf(WeightsOf(model), VOCABULARY, kind, file)  # type: ignore[arg-type]
+        params = xllamacpp.CommonParams()
+        params.model.path = str(file)
+        params.n_ctx = 1024
+        params.offline, params.verbosity = True, -1
+        for threads in (params.cpuparams, params.cpuparams_batch):
+            threads.n_threads = torch.get_num_threads()
+        self.server = xllamacpp.Server(params)
+
+    def __call__(self, prompt: Sequence[int], count: int) -> list[int]:
+        return [token["id"] for token in self.complete(prompt, count)]
+
+    def complete(self, prompt: Sequence[int], count: int) -> list[dict[str, Any]]:
+        """The greedy tokens, each with its "id" and "logprob"."""
+        request = {
+            "prompt": list(prompt),
+            "n_predict": count,
+            "temperature": 0,
+            "n_probs": 1,
+            "ignore_eos": True,
+            "cache_prompt": False,
+        }
+        reply = self.server.handle_completions(request)
+        return reply["choices"][0]["logprobs"]["content"]
+
+
+class WeightsOf:
+    """A model's own weights, without adapter, as `write_gguf` takes them."""
+
+    def __init__(self, model: Llama) -> None:
+        self.config = model.config
+        self.tensors = {
+            name.replace(".base.", "."): p.detach()
+            for name, p in model.named_parameters()
+            if ".lora_" not in name
+        }
+        self.shapes = {name: tuple(p.shape) for name, p in self.tensors.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        return self.tensors[name].float()
