@@ -19,6 +19,8 @@ COMMANDS = [
     "training full --targets all --recompute --threads 1",
     "growth --threads 1",
     "trainers --threads 1",
+    *(f"decoding {work} --repeats 1 --threads 1" for work in ("tokens", "first")),
+    *(f"decoding {work} --repeats 1 --threads 1" for work in ("history", "adapter", "batch")),
     "startup demo",
     "tokenising demo demo",
     "checkpoint",

@@ -1,10 +1,10 @@
 """The linear layers that answer on a CPU: packed for oneDNN, or in 8 bits. Takes half a minute.
 
 Compared with `nn.Linear` in float64 or with the same model without them. Seen to fail when a scale
-was that of the whole matrix, when integers were cut instead of rounded, when prompts took the
-8-bit weights, when a row of zeros had the scale zero, when float32 models were packed, when the
-stored weights stayed in memory, when a layer was replaced although it has a bias, and when the
-8-bit kernel got 88 inputs, which it reads past.
+was that of the whole matrix, when integers were cut instead of rounded, when prompts took the 8-bit
+weights, when float32 weights were divided in place, when float32 models were packed, when the rows
+that fill a prompt up were returned, when the stored weights stayed in memory, when a layer was
+replaced although it has a bias, and when the 8-bit kernel got 88 inputs, which it reads past.
 """
 
 from __future__ import annotations
