@@ -130,7 +130,7 @@ def arrange_for_answers(model: Llama, quantize: str | None = None) -> Llama:
         owner, _, attribute = name.rpartition(".")
         parent = model.get_submodule(owner)
         if kind.takes(getattr(parent, attribute)):
-            setattr(parent, attribute, kind(getattr(parent, attribute)).eval())
+            setattr(parent, attribute, kind(getattr(parent, attribute)).train(False))
     return model
 
 
