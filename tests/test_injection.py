@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 import tokenizers
 from texts import expressible, random_text, write_small_llama3_tokenizer
+from token_data import write_jsonl
 
 from data.chat_format import ROLES, ChatFormat, Message, chat_format_of
+from data.conversations import UNKNOWN_ROLE, Flaw, conversation_of
+from data.dataset import tokenize
 from data.tokenizer import Tokenizer
 
 ZEPHYR_MARKS = "<|user|> <|assistant|> eos_token"
@@ -191,3 +194,66 @@ def test_a_tokenizer_that_reads_control_tokens_out_of_text_is_refused(
     monkeypatch.setattr(tokenizer.vocabulary.backend, "encode_special_tokens", False)
     with pytest.raises(ValueError, match=r"makes the control token <\|begin_of_text\|> out of"):
         chat_format_of(tokenizer)
+
+
+def roles_with(text: str) -> list[str]:
+    """Names of speakers with a text in them."""
+    return [text, f"user{text}", f"{text}user", f"assistant\n\n{text}", f" {text} "]
+
+
+def test_every_special_token_in_every_turn_and_across_turns(chat_format: ChatFormat) -> None:
+    """Alone, in a longer text, and begun in one turn and ended in the next.
+
+    Seen to fail when special tokens were parsed out of text.
+    """
+    turns = [[Message(role, "x") for role in ROLES]]
+    tokens = list(chat_format.tokenizer.control_ids)
+    for token in tokens:
+        cut = len(token) // 2
+        contents = [(token,) * 3, (f"a{token}b",) * 3, (f"a{token[:cut]}", f"{token[cut:]}b", "x")]
+        for texts in [*contents, (contents[2][2], *contents[2][:2])]:
+            turns.append([Message(role, said) for role, said in zip(ROLES, texts, strict=True)])
+    harmless, *rendered = chat_format.render_batch(turns)
+    expected = controls(chat_format, harmless.ids)
+    assert len(rendered) == 4 * len(tokens)
+    for hostile in rendered:
+        assert controls(chat_format, hostile.ids) == expected
+
+
+def test_no_special_token_gets_in_as_the_name_of_a_speaker(chat_format: ChatFormat) -> None:
+    """Neither by a row of a data set nor by a message. Seen to fail when any role was written."""
+    for token in chat_format.tokenizer.control_ids:
+        for role in roles_with(token):
+            for row in (
+                {"messages": [{"role": role, "content": "x"}]},
+                {"conversations": [{"from": "human", "value": "x"}, {"from": role, "value": "x"}]},
+            ):
+                with pytest.raises(Flaw, match=UNKNOWN_ROLE):
+                    conversation_of(row)
+        with pytest.raises(ValueError):
+            chat_format.render([Message(token, "x")])  # type: ignore[arg-type]
+
+
+def test_a_poisoned_row_is_trained_on_as_text(chat_format: ChatFormat, tmp_path: Path) -> None:
+    """Each special token, in each column of each shape of rows; targets are the same turns.
+
+    Seen to fail when special tokens were parsed out of text.
+    """
+    rows = [
+        shape(text)
+        for text in ["x", *chat_format.tokenizer.control_ids]
+        for shape in (
+            lambda t: {"messages": [{"role": r, "content": f"{t} x {t}"} for r in ROLES]},
+            lambda t: {"conversations": [{"from": r, "value": t} for r in ("human", "gpt")]},
+            lambda t: {"instruction": t, "input": t, "output": t},
+        )
+    ]
+    source = write_jsonl(tmp_path / "rows.jsonl", rows)
+    conversations, report = tokenize(source, chat_format, 4096, "assistant", tmp_path / "cache")
+    assert report.kept == len(rows) > 6
+    expected = [controls(chat_format, conversations[n].tokens.tolist()) for n in range(3)]
+    for number in range(len(conversations)):
+        conversation = conversations[number]
+        assert controls(chat_format, conversation.tokens.tolist()) == expected[number % 3]
+        ends = conversation.tokens[conversation.is_target].tolist()
+        assert sum(controls(chat_format, ends).values()) == 1
