@@ -24,8 +24,9 @@ class TokenizerJson:
         try:
             self.backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing more specific
+            reason = " ".join(str(error).split())  # it quotes what the file says
             raise ValueError(
-                f"{path} is not a tokenizer that can be read: {error}; download it again"
+                f"{path} is not a tokenizer that can be read: {reason}; download it again"
             ) from None
         added = self.backend.get_added_tokens_decoder()
         self.control_ids = {token.content: token_id for token_id, token in added.items()}

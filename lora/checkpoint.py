@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from torch import Tensor, nn
@@ -70,9 +71,8 @@ def load_checkpoint(
         ValueError: if a file is not what was written, or not this model's; all is as before then.
     """
     verify_folder(folder)
-    state = json.loads((folder / STATE_FILE).read_bytes())
-    saved = tensors_of((folder / WEIGHTS_FILE).read_bytes())
-    moments = tensors_of((folder / OPTIMIZER_FILE).read_bytes())
+    step, scale = read_state(folder / STATE_FILE)
+    saved, moments = (read_tensors(folder / name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE))
     own = adapter_tensors(model)
     expected = expected_moments(model) if moments else {}  # none if no step was finite so far
     check_same_shapes(folder, saved, {name: tensor.shape for name, tensor in own.items()})
@@ -86,8 +86,34 @@ def load_checkpoint(
         }
         groups: dict[str, Any] = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": by_place, "param_groups": groups})
-    scaler.load_state_dict(state["scaler"])
-    return state["step"]
+    scaler.load_state_dict(scale)
+    return step
+
+
+def read_state(path: Path) -> tuple[int, dict[str, Any]]:
+    """How many steps were done, and the loss scaler's state, which is empty without one.
+
+    Raises:
+        ValueError: if the file says something else.
+    """
+    try:
+        state = json.loads(path.read_bytes())
+        step, scaler = state["step"], state["scaler"]
+        if type(step) is not int or step < 0 or not isinstance(scaler, dict):
+            raise ValueError(f"step is {step!r}, scaler {scaler!r}")
+        if not all(type(value) in (int, float) for value in scaler.values()):
+            raise ValueError(f"scaler is {scaler!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is no checkpoint's state ({error})") from None
+    return step, scaler
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file. Raises ValueError if it is no safetensors file."""
+    try:
+        return tensors_of(path.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error})") from None
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
