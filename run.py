@@ -10,7 +10,7 @@ import math
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,21 @@ from torch import nn
 
 from data.batches import steps_per_epoch
 from data.chat_format import ChatFormat, Message, chat_format_of
-from data.hub import fetch_model
+from data.hub import fetch_model, pinned, settings_sha256
 from data.snapshot import check_hub_settings
 from data.tokenizer import Tokenizer
 from data.training_data import TrainingData, load_training_data
+from lora.adapter import adapter_files
 from lora.backup import Backup, Place
 from lora.checkpoint import load_checkpoint, trainable
 from lora.choose_run import choose_config, choose_folder
 from lora.config import BaseModel
 from lora.folder_backup import FolderPlace
 from lora.inject import add_lora
+from lora.interrupt import Interrupt
+from lora.model_card import CardFacts, model_card
 from lora.progress import plan
+from lora.repair import own_config, repair, whole_config
 from lora.restore import check_apart, fetch_newer, refuse_taken
 from lora.run_folder import RunFolder
 from lora.train_config import TrainConfig
@@ -57,9 +61,11 @@ class Run:
     prompts: list[list[int]]
     model: Llama
     base: BaseModel
+    settings_sha256: str
     stop_ids: frozenset[int]
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
+    interrupt: Interrupt = field(default_factory=Interrupt)
 
     @property
     def steps(self) -> int:
@@ -75,6 +81,14 @@ class Run:
         assert self.config.micro_batch_tokens is not None
         return self.config.micro_batch_tokens
 
+    def is_asked_to_stop(self) -> bool:
+        """Whether any process was. All must ask, at the same place, so that all stop there."""
+        return self.world.any(bool(self.interrupt.signal))
+
+    def was_evaluated(self, done: int) -> bool:
+        """Whether the log of the run has what was due after `done` steps. All must ask."""
+        return self.world.any(self.folder.writes and self.folder.was_evaluated(done))
+
 
 def prepare(given: Mapping[str, Any]) -> Run:
     """Finds, checks and loads all that the flags name.
@@ -84,14 +98,16 @@ def prepare(given: Mapping[str, Any]) -> Run:
     folder = choose_folder(given, writes=is_main())
     world = World(given.get("device", "auto"))
     with world.main_first():
+        put_back = repair(folder) if given.get("resume") else []
         backup = open_backup(given, folder)
         fetch_newer(folder, backup, given) if given.get("resume") else refuse_taken(backup)
-        for line in backup.take_news():
+        for line in put_back + backup.take_news():
             world.print(line)
-    saved = folder.saved_config() if given.get("resume") else {}
+    saved = own_config(folder) if given.get("resume") else {}
     config = choose_config(given, saved, folder.path)
     with world.main_first():
         snapshot = fetch_model(pinned(config.model, saved.get("model_revision")))
+        snapshot.verify()
     # All that may be wrong with the model is found before the data are tokenised, which takes long.
     chat_format = chat_format_of(Tokenizer.from_folder(snapshot.path))
     stops = stop_ids(snapshot.path) | chat_format.end_ids
@@ -119,6 +135,7 @@ def prepare(given: Mapping[str, Any]) -> Run:
         prompts=prompts,
         model=model,
         base=base,
+        settings_sha256=settings_sha256(snapshot.path),
         stop_ids=stops,
         optimizer=adam_w(model, config, world.device),
         scaler=scaler,
@@ -137,7 +154,7 @@ def adam_w(model: Llama, config: TrainConfig, device: torch.device) -> torch.opt
 
 def open_backup(given: Mapping[str, Any], folder: RunFolder) -> Backup:
     """Where checkpoints are copied to, if anywhere: the main process does that for all."""
-    saved = folder.saved_config() if given.get("resume") else {}
+    saved = whole_config(folder) if given.get("resume") else {}
     name = given.get("backup", saved.get("backup"))
     if name is None or not folder.writes:
         return Backup(None)
@@ -152,11 +169,6 @@ def open_backup(given: Mapping[str, Any], folder: RunFolder) -> Backup:
         check_apart(place.path, folder)
     place.open()
     return Backup(place)
-
-
-def pinned(name: str, revision: str | None) -> str:
-    """A name on the Hub with the revision that the run began with: the Hub may have moved on."""
-    return f"{name}@{revision}" if revision and "@" not in name else name
 
 
 def load_data(
@@ -212,13 +224,18 @@ def fit_to_machine(config: TrainConfig, model: Llama, world: World, longest: int
 
 def resume(run: Run) -> int:
     """Opens the run's folder and restores its newest whole checkpoint; returns the steps done."""
-    sha256 = {"base_sha256": run.base.sha256, "data_sha256": run.data.sha256}
+    sha256 = {
+        "base_sha256": run.base.sha256,
+        "base_settings_sha256": run.settings_sha256,
+        "data_sha256": run.data.sha256,
+    }
     saved = run.folder.saved_config()
     for name, value in sha256.items():
         if saved.get(name, value) != value:
+            what = name.removesuffix("_sha256").replace("_", " ")
             raise ValueError(
-                f"{run.folder.path} was trained on other {name.removesuffix('_sha256')} than "
-                f"{run.config.model} and {', '.join(run.config.data)} are now; start another run"
+                f"{run.folder.path} was trained on other {what} than {run.config.model} and "
+                f"{', '.join(run.config.data)} are now; restore those, or start another run"
             )
     checkpoint, damaged = run.folder.newest_checkpoint()
     for reason in damaged:
@@ -273,3 +290,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def result(run: Run) -> dict[str, bytes]:
+    """The files of the finished adapter."""
+    sources, records = run.data.as_dict()["sources"], run.folder.records()
+    card = model_card(CardFacts(run.base, dataclasses.asdict(run.config), sources, records))
+    return adapter_files(run.model, run.config.lora, run.base) | {"README.md": card.encode()}

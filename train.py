@@ -13,14 +13,13 @@ them are the settings (lora/train_config.py), the parts of a run (run.py), the f
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any
 
 from data.command_line import given_flags, run_command
 from lora.train_config import TrainConfig
@@ -34,11 +33,8 @@ from torch import Tensor, nn
 
 from data.batches import MicroBatch, conversations_of_step, pack, steps_per_epoch
 from data.training_data import Selection
-from lora.adapter import adapter_files
 from lora.checkpoint import checkpoint_files, trainable
-from lora.interrupt import Interrupt
-from lora.model_card import CardFacts, model_card
-from lora.progress import StepBar, summary, time_left
+from lora.progress import Step, StepBar, in_words, summary, time_left
 from lora.schedule import learning_rate
 from model.attention import Packed
 from model.generate import generate_batch
@@ -47,7 +43,7 @@ from model.llama import Llama
 from model.loss import summed_cross_entropy
 from model.memory import peak_bytes
 from model.sampling import Sampler
-from run import Run, announce, evaluating, prepare, resume
+from run import Run, announce, evaluating, prepare, result, resume
 
 OUT_OF_MEMORY = (
     "the device has not enough memory: lower --micro-batch-tokens, or add "
@@ -65,36 +61,40 @@ def main(given: Mapping[str, Any]) -> int:
     run = prepare(given)
     done = resume(run)
     announce(run)
-    with Interrupt() as interrupt, run.backup:
-        done = train(run, done, interrupt)
+    with run.interrupt, run.backup:
+        done = train(run, done)
         save(run, done)
-        if done == run.steps:
+        is_stopped = run.is_asked_to_stop()
+        if not is_stopped:
             run.folder.publish_adapter(result(run))
-        trouble = run.backup.finish(lambda: done < run.steps or bool(interrupt.signal))
+        trouble = run.backup.finish(lambda: is_stopped or bool(run.interrupt.signal))
         is_only_here = run.world.any(bool(trouble))  # until then the others wait for the main one
     run.world.close()
     if trouble:
         run.world.print(f"step {done} is only here, and not in {run.config.backup}: {trouble}")
-    if done < run.steps:
+    if is_stopped:
         run.world.print(f"stopped after step {done} of {run.steps}, all saved in {run.folder.path}")
         run.world.print("the same command with --resume goes on from there")
-        return interrupt.exit_status or STOPPED_BY_OTHERS
+        return run.interrupt.exit_status or STOPPED_BY_OTHERS
     records, peak = run.folder.records(), peak_bytes(run.world.device)
     seconds = time.perf_counter() - started
     run.world.print(summary(records, seconds, peak, run.folder.adapter, run.config.model))
     return NOT_BACKED_UP if is_only_here else 0
 
 
-def train(run: Run, done: int, interrupt: Interrupt) -> int:
+def train(run: Run, done: int) -> int:
     """Takes the steps from `done` on; returns how many are done in the end."""
     config, first, broken = run.config, done, 0
     if done == 0 and run.steps > 0:
         run.world.print(time_left(rough_seconds(run), run.world.device.type, "one conversation"))
+    if run.steps > 0 and not run.was_evaluated(done):
         evaluate_if_due(run, done)
     started = time.perf_counter()
     with closing(StepBar(run.steps, done, shown=run.world.is_main)) as bar:
-        while done < run.steps and not run.world.any(bool(interrupt.signal)):
+        while done < run.steps:
             step = train_step(run, done)
+            if step is None:
+                break
             if not step.is_finite and run.scaler.is_enabled() and run.scaler.get_scale() >= 1:
                 continue  # too large for float16, not wrong: the same step again, scaled less
             broken = 0 if step.is_finite else broken + 1
@@ -107,7 +107,7 @@ def train(run: Run, done: int, interrupt: Interrupt) -> int:
             log_step(run, done, step)
             lr = learning_rate(done - 1, run.steps, config)
             trouble = f"{broken} steps left out: not finite" if broken else run.backup.status
-            bar.update(step.loss, lr, step.speed, trouble)
+            bar.update(step, lr, trouble)
             for line in run.backup.take_news():
                 run.world.note(line)
             if done == first + 3:
@@ -119,28 +119,11 @@ def train(run: Run, done: int, interrupt: Interrupt) -> int:
     return done
 
 
-class Step(NamedTuple):
-    """What came of one optimizer step; `loss` is the mean over its target tokens, in nats."""
+def train_step(run: Run, step: int) -> Step | None:
+    """Step number `step`, from 0. All that it does follows from the seed, `step` and the state.
 
-    loss: float
-    grad_norm: float
-    tokens: int
-    target_tokens: int
-    seconds: float
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether it changed the weights, which it does not if a gradient is NaN or inf."""
-        return math.isfinite(self.grad_norm)
-
-    @property
-    def speed(self) -> float:
-        """Tokens a second."""
-        return self.tokens / self.seconds
-
-
-def train_step(run: Run, step: int) -> Step:
-    """Step number `step`, from 0. All that it does follows from the seed, `step` and the state."""
+    None if a process was asked to stop: then the step is not taken, and all is as before it.
+    """
     started = time.perf_counter()
     config, known = run.config, run.data.train
     dropout_seed = (config.seed * 1_000_003 + step) * 1_009 + run.world.rank
@@ -150,6 +133,9 @@ def train_step(run: Run, step: int) -> Step:
     numbers = conversations_of_step(run.data.mixture, config.batch_size, config.seed, step)
 
     loss, norm = gradients(run, micro_batches(run, known, numbers))
+    if run.is_asked_to_stop():  # and maybe there are gradients of a part of the step only
+        run.optimizer.zero_grad()
+        return None
     loss, norm = torch.stack([loss, norm]).tolist()  # the only time that we wait for the device
     if math.isfinite(norm) or run.scaler.is_enabled():  # a scaler leaves a bad step out itself
         run.scaler.step(run.optimizer)
@@ -184,6 +170,8 @@ def gradients(run: Run, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
     num_targets = world.sum(counts).clamp(min=1)
     loss = torch.zeros((), device=world.device)
     for batch in batches:
+        if run.interrupt.signal:
+            break  # the others wait for us below, and then nobody takes the step
         batch_loss = summed_loss(run.model, batch.to(world.device)) / num_targets
         run.scaler.scale(batch_loss).backward()  # gradients add up over the micro-batches
         loss += batch_loss.detach()
@@ -230,53 +218,62 @@ def rough_seconds(run: Run) -> float:
 
 
 def evaluate_if_due(run: Run, done: int) -> None:
-    """Evaluates the model and asks it something, if that is due after `done` steps."""
-    config = run.config
+    """Evaluates the model and asks it something, if that is due after `done` steps.
+
+    Nothing is logged if the run is asked to stop meanwhile; it is done again when the run goes on.
+    """
+    config, records = run.config, []
     for action, every in (
         (evaluate, config.eval_every),
         (sample, config.eval_every if config.sample_every is None else config.sample_every),
     ):
         if every and (done % every == 0 or done == run.steps):
             with evaluating(run.model):
-                action(run, done)
+                records += action(run)
+    if run.is_asked_to_stop():
+        return
+    for record in records:
+        run.folder.log(step=done, **record)
+        run.world.note(f"step {done}: {in_words(record)}")
 
 
-def evaluate(run: Run, done: int) -> None:
-    """Logs the mean loss over all target tokens of the held-out conversations."""
+def evaluate(run: Run) -> list[dict[str, Any]]:
+    """The mean loss over all target tokens of the held-out conversations, for the log."""
     held_out, everything = run.data.held_out, range(len(run.data.held_out))
     if not everything:
-        return
+        return []
     total = torch.zeros(2, device=run.world.device)
     for batch in run.world.watched(micro_batches(run, held_out, everything), "evaluating"):
+        if run.interrupt.signal:
+            break
         total[0] += summed_loss(run.model, batch.to(run.world.device))
         total[1] += len(batch.targets)
     loss, count = run.world.sum(total).tolist()
-    run.folder.log(step=done, eval_loss=loss / count, eval_target_tokens=int(count))
-    run.world.note(f"step {done}: held-out loss {loss / count:.4f}")
+    return [{"eval_loss": loss / max(count, 1), "eval_target_tokens": int(count)}]
 
 
-def sample(run: Run, done: int) -> None:
-    """Logs what the model answers to the sample prompts, always taking the likeliest token."""
+def sample(run: Run) -> list[dict[str, Any]]:
+    """What the model answers to the sample prompts, always taking the likeliest token."""
     samplers = [Sampler(SamplingConfig(), device=run.world.device) for _ in run.prompts]
-    answers = generate_batch(run.model, run.prompts, samplers, run.stop_ids, LONGEST_SAMPLE)
-    for prompt, ids in zip(run.config.sample_prompts, answers, strict=True):
-        answer = run.tokenizer.decode(ids)
-        run.folder.log(step=done, prompt=prompt, sample=answer)
-        run.world.note(f"step {done}: {prompt} -> {answer}")
+    answers = generate_batch(
+        run.model,
+        run.prompts,
+        samplers,
+        run.stop_ids,
+        LONGEST_SAMPLE,
+        lambda: bool(run.interrupt.signal),
+    )
+    texts = [run.tokenizer.decode(ids) for ids in answers]
+    pairs = zip(run.config.sample_prompts, texts, strict=True)
+    return [{"prompt": prompt, "sample": text} for prompt, text in pairs]
 
 
 def save(run: Run, done: int) -> None:
     """Publishes a checkpoint after `done` steps, drops the oldest, and has it copied elsewhere."""
     files = checkpoint_files(done, run.model, run.config.lora, run.base, run.optimizer, run.scaler)
+    files |= run.folder.own_files()
     run.folder.publish_checkpoint(done, files, run.config.keep)
-    run.backup.copy(done, files | run.folder.own_files())
-
-
-def result(run: Run) -> dict[str, bytes]:
-    """The files of the finished adapter."""
-    sources, records = run.data.as_dict()["sources"], run.folder.records()
-    card = model_card(CardFacts(run.base, dataclasses.asdict(run.config), sources, records))
-    return adapter_files(run.model, run.config.lora, run.base) | {"README.md": card.encode()}
+    run.backup.copy(done, files)
 
 
 def command(arguments: Sequence[str]) -> int:

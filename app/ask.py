@@ -17,7 +17,7 @@ from app.model_files import ModelFiles, open_model
 from data.chat_format import Message
 from data.command_line import argument, option
 from data.tokenizer import Tokenizer
-from lora.choose_adapter import check_base, check_checkpoint, find_adapter
+from lora.choose_adapter import check_base, check_whole, find_adapter
 from lora.config import CONFIG_FILE, read_config
 from model.generation_config import SamplingConfig, room_for
 
@@ -74,7 +74,7 @@ def ask(config: AskConfig) -> None:
     adapter = None if config.adapter is None else find_adapter(Path(config.adapter))
     if adapter:
         read_config(adapter / CONFIG_FILE)
-        check_checkpoint(adapter)
+        check_whole(adapter)
 
     # PyTorch takes a second to import, which nobody should wait for to be told of a mistake above.
     import torch

@@ -25,7 +25,7 @@ import torch
 from app.model_files import ModelFiles
 from app.turns import Turns
 from lora.adapter import WEIGHTS_FILE, load_adapter
-from lora.choose_adapter import check_base, check_checkpoint
+from lora.choose_adapter import check_base, check_whole
 from lora.config import CONFIG_FILE
 from lora.inject import lora_disabled, remove_lora
 from model.cache import KVCache
@@ -184,7 +184,7 @@ class Engine:
             return
         remove_lora(model)
         self.adapter_stamp = ()
-        check_checkpoint(adapter)
+        check_whole(adapter)
         try:
             base = load_adapter(model, adapter)
             check_base(adapter, base, files.name, lambda: self.weights_hash(files))

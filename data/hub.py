@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -46,6 +47,11 @@ def fetch_model(name: str) -> Snapshot:
     return hub_snapshot(name, "model", model_files)
 
 
+def pinned(name: str, revision: str | None) -> str:
+    """A name on the Hub with the revision that the run began with: the Hub may have moved on."""
+    return f"{name}@{revision}" if revision and "@" not in name else name
+
+
 def local_snapshot(folder: Path, name: str) -> Snapshot:
     """A folder that somebody else put there, as it is.
 
@@ -55,6 +61,15 @@ def local_snapshot(folder: Path, name: str) -> Snapshot:
     if not folder.is_dir():
         raise HubError(f"no folder at {folder}: check the path, or give a Hub id as owner/name")
     return Snapshot(folder, name, None)
+
+
+def settings_sha256(folder: Path) -> str:
+    """What tells the files of a model beside its weights from any others, by name and content."""
+    total = hashlib.sha256()
+    for name in SMALL_FILES:
+        if (folder / name).is_file():
+            total.update(name.encode() + hashlib.sha256((folder / name).read_bytes()).digest())
+    return total.hexdigest()
 
 
 def model_files(names: Collection[str], read: Callable[[str], Path]) -> list[str]:

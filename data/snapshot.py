@@ -6,14 +6,18 @@ nobody who names a local folder should wait.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+GIT_DIGITS = 40
 SECONDS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
 
 
@@ -39,6 +43,32 @@ class Snapshot:
     def public_name(self) -> str:
         """The name to publish: an id, or of a local folder its last part only."""
         return self.name if self.revision else self.path.resolve().name
+
+    def verify(self) -> None:
+        """Makes sure that what lies in the Hub's cache is what was downloaded once.
+
+        There a file's blob is named after its content: by sha256 if it is a large one, else by
+        git's hash, the sha1 of "blob", a blank, the size in digits, a zero byte and the content.
+
+        Raises:
+            HubError: naming a file that is not, which is then deleted.
+        """
+        for file in sorted(self.path.rglob("*")) if self.revision else []:
+            blob = file.resolve()
+            if blob.parent.name != "blobs" or not BLOB.fullmatch(blob.name) or not blob.is_file():
+                continue
+            with blob.open("rb") as content:
+                if len(blob.name) == GIT_DIGITS:
+                    start = partial(hashlib.sha1, b"blob %d\0" % blob.stat().st_size)
+                    found = hashlib.file_digest(content, start).hexdigest()
+                else:
+                    found = hashlib.file_digest(content, "sha256").hexdigest()
+            if found != blob.name:
+                blob.unlink()
+                file.unlink()
+                raise HubError(
+                    f"{file} is not what was downloaded and was deleted: run the same command again"
+                )
 
 
 def hub_snapshot(

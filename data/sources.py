@@ -98,6 +98,7 @@ def hub_source(name: str, split: str) -> Source:
         return chosen
 
     snapshot = hub_snapshot(name, "dataset", choose)
+    snapshot.verify()
     return Source(snapshot.name, tuple(snapshot.path / file for file in chosen), snapshot.revision)
 
 

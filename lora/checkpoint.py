@@ -1,9 +1,10 @@
-"""A checkpoint: everything that the next optimizer step depends on, and nothing else.
+"""A checkpoint: everything that the next optimizer step depends on.
 
     adapter_config.json          the adapter; a checkpoint is an adapter folder that chat.py takes
     adapter_model.safetensors
     optimizer.safetensors        AdamW's two moments of every weight, by the weight's name
     state.json                   steps done, and the loss scaler's state
+    config.json, data.json, metrics.jsonl    the run's own files, in case those are damaged
     manifest.json                size and sha256 of each of them
 
 There is no position in the data and no state of a random generator: both follow from the seed and

@@ -13,6 +13,8 @@ from lora.config import CONFIG_FILE, BaseModel, read_config
 from lora.durable import UNFINISHED, verify_folder
 from lora.run_folder import CHECKPOINT_NAME, CONFIG, RunFolder
 
+CARD = "README.md"
+
 
 def find_adapter(path: Path) -> Path:
     """The adapter's own folder, given it or the folder of a run.
@@ -63,17 +65,23 @@ def base_of(adapter: Path) -> tuple[str | None, str | None]:
     return base.name, base.revision
 
 
-def check_checkpoint(adapter: Path) -> None:
-    """Refuses a checkpoint that is not what was written.
+def check_whole(adapter: Path) -> None:
+    """Refuses a checkpoint, or a run's result, that is not what was written.
+
+    An adapter from elsewhere has no manifest, and is only checked as it is read. A result's card
+    may be changed by whoever publishes it.
 
     Raises:
         ValueError: saying what is wrong with it.
     """
-    if CHECKPOINT_NAME.fullmatch(adapter.resolve().name):
-        try:
-            verify_folder(adapter)
-        except ValueError as error:
-            raise ValueError(f"{error}; take another checkpoint") from None
+    is_checkpoint = CHECKPOINT_NAME.fullmatch(adapter.resolve().name)
+    if not is_checkpoint and run_of(adapter) is None:
+        return
+    try:
+        verify_folder(adapter, free={CARD})
+    except ValueError as error:
+        what_to_do = "take another checkpoint" if is_checkpoint else "write it again with --resume"
+        raise ValueError(f"{error}; {what_to_do}") from None
 
 
 def check_base(adapter: Path, base: BaseModel, name: str, weights_hash: Callable[[], str]) -> None:

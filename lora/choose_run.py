@@ -81,7 +81,8 @@ def newest_run(pattern: Path) -> Path | None:
 
 def runs_in(folder: Path) -> list[Path]:
     """The runs in a folder, the one whose log was written last first; none if there is none."""
-    found = [path.parent for path in folder.glob(f"*/{CONFIG}") if path.is_file()]
+    configs = [path.parent for path in folder.glob(f"*/{CONFIG}") if path.is_file()]
+    found = {*configs, *(path.parent for path in folder.glob("*/checkpoints/"))}
     return sorted(found, key=written_last, reverse=True)
 
 

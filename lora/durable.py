@@ -19,10 +19,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 MANIFEST = "manifest.json"
+SEAL = "sha256"  # the last entry of a sealed file
 PLAIN_NAME = re.compile(r"\w[\w.-]*")  # of a file in a folder; nothing that leads elsewhere
 UNFINISHED = ".unfinished-"
 REPLACED = f"{UNFINISHED}replaced-"
@@ -191,18 +193,42 @@ def manifest(files: Mapping[str, bytes]) -> bytes:
         name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in sorted(files.items())
     }
-    return (json.dumps({"files": listing}, indent=2) + "\n").encode()
+    return as_json({"files": listing})
 
 
-def verify_folder(folder: Path) -> None:
+def as_json(content: Mapping[str, Any]) -> bytes:
+    """JSON to be read by people too."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def sealed(content: Mapping[str, Any]) -> bytes:
+    """JSON that ends with its own sha256, so that any bit that changes in it can be told."""
+    return as_json({**content, SEAL: hashlib.sha256(as_json(content)).hexdigest()})
+
+
+def is_sealed(text: bytes) -> bool:
+    """Whether this is what `sealed` returned, to the bit."""
+    try:
+        content = json.loads(text)
+        del content[SEAL]
+        return sealed(content) == text
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def verify_folder(folder: Path, free: Collection[str] = ()) -> None:
     """Makes sure that a folder holds what its manifest says.
 
     What else is in it does not matter: file managers leave files of their own everywhere.
 
+    Args:
+        folder: the folder.
+        free: names of files that anybody may change.
+
     Raises:
         ValueError: naming the first file that is missing or different.
     """
-    check_content(folder, lambda name: (folder / name).read_bytes())
+    check_content(folder, lambda name: (folder / name).read_bytes(), free)
 
 
 def verify_files(where: object, files: Mapping[str, bytes]) -> list[str]:
@@ -210,14 +236,21 @@ def verify_files(where: object, files: Mapping[str, bytes]) -> list[str]:
     return check_content(where, files.__getitem__)
 
 
-def check_content(where: object, read: Callable[[str], bytes]) -> list[str]:
+def check_content(
+    where: object, read: Callable[[str], bytes], free: Collection[str] = ()
+) -> list[str]:
     """Compares files with their manifest; returns the names in it. Raises ValueError."""
     try:
-        listing = json.loads(read(MANIFEST))["files"]
+        text = read(MANIFEST)
+        listing = json.loads(text)["files"]
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in listing.items()}
+        if text != as_json({"files": listing}):
+            raise ValueError("the same in other words, which nobody wrote")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{where} is damaged: {MANIFEST} cannot be read") from None
     for name, (size, sha256) in expected.items():
+        if name in free:
+            continue
         try:
             content = read(name) if PLAIN_NAME.fullmatch(name) else b""
         except (OSError, KeyError):

@@ -2,9 +2,9 @@
 
 They send SIGINT, SIGTERM (the machine and torchrun) and SIGHUP.
 
-The handler only takes a note; the loop looks at it between two steps, where the state is whole, and
-saves. Whoever asks a second time does not want to wait: the process ends at once, which harms
-nothing, since files are published whole or not at all.
+The handler only takes a note. The loop looks at it before every forward pass, leaves out a step
+that is not whole, and saves. Whoever asks a second time does not want to wait: the process ends at
+once, which harms nothing, since files are published whole or not at all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import stat
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-NOTED = b"\nstopping after this step, and saving; a second time stops at once\n"
+NOTED = b"\nstopping and saving; a second time stops at once\n"
 
 
 class Interrupt:

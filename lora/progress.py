@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -32,6 +32,26 @@ def plan(numbers: Mapping[str, Any]) -> str:
     )
 
 
+class Step(NamedTuple):
+    """What came of one optimizer step; `loss` is the mean over its target tokens, in nats."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    target_tokens: int
+    seconds: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it changed the weights, which it does not if a gradient is NaN or inf."""
+        return math.isfinite(self.grad_norm)
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
+
+
 class StepBar:
     """A progress bar over optimizer steps, with what one looks for while waiting.
 
@@ -51,15 +71,15 @@ class StepBar:
         """Leaves the bar as it is."""
         self.bar.close()
 
-    def update(self, loss: float, lr: float, tokens_per_second: float, trouble: str) -> None:
+    def update(self, step: Step, lr: float, trouble: str) -> None:
         """Shows one more step, and before its numbers what is wrong, if anything is."""
-        if math.isfinite(loss):
-            before = loss if self.smoothed is None else self.smoothed
-            self.smoothed = SMOOTHING * before + (1 - SMOOTHING) * loss
+        if math.isfinite(step.loss):
+            before = step.loss if self.smoothed is None else self.smoothed
+            self.smoothed = SMOOTHING * before + (1 - SMOOTHING) * step.loss
         smoothed = math.nan if self.smoothed is None else self.smoothed
         text = f"{trouble}, " if trouble else ""
-        text += f"loss {loss:.3f}, smoothed {smoothed:.3f}, lr {lr:.1e}"
-        text += f", {tokens_per_second:,.0f} tokens/s"
+        text += f"loss {step.loss:.3f}, smoothed {smoothed:.3f}, lr {lr:.1e}"
+        text += f", {step.speed:,.0f} tokens/s"
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
         self.done += 1
@@ -68,6 +88,13 @@ class StepBar:
         if self.shown and self.bar.disable and is_due:
             print(f"step {self.done} of {self.steps}: {text}", flush=True)
             self.shown_last = time.monotonic()
+
+
+def in_words(record: Mapping[str, Any]) -> str:
+    """What an evaluation or an answer that is logged says."""
+    if "eval_loss" in record:
+        return f"held-out loss {record['eval_loss']:.4f}"
+    return f"{record['prompt']} -> {record['sample']}"
 
 
 def time_left(seconds: float, device: str, measured_on: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora.backup import Backup
+from lora.repair import whole_config
 from lora.run_folder import CONFIG, OWN_FILES, RunFolder, settings_in, step_of
 from lora.train_config import continued, differences
 
@@ -62,7 +63,7 @@ def check_same_run(
     if not theirs:
         raise ValueError(f"{place}: a copy's {CONFIG} cannot be read; remove that copy")
     continued(theirs, given, place)
-    if different := differences(theirs, folder.saved_config()):
+    if different := differences(theirs, whole_config(folder)):
         raise ValueError(
             f"{place} has copies of another run than {folder.path}: {', '.join(different)}; "
             "choose another --backup or --output"

@@ -1,6 +1,6 @@
 """The folder of a run: what it was asked, what it did, and from where it can go on.
 
-    config.json      every flag, and what the run rests on: model, data, versions
+    config.json      every flag, and what the run rests on: model, data, versions; sealed
     data.json        what was read, dropped and cut
     metrics.jsonl    one JSON object a line, appended
     checkpoints/     step-000100, step-000200, ...; see lora/checkpoint.py
@@ -25,10 +25,12 @@ from typing import Any, TextIO
 
 from lora.durable import (
     MANIFEST,
+    as_json,
     publish_folder,
     remove_folder,
     remove_leftovers,
     replace_file,
+    sealed,
     verify_folder,
 )
 from lora.train_config import check_kinds
@@ -93,7 +95,7 @@ class RunFolder:
         self.take_lock()
         for folder in (self.path, self.checkpoints):
             remove_leftovers(folder)
-        replace_file(self.path / CONFIG, as_json(config))
+        replace_file(self.path / CONFIG, sealed(config))
         replace_file(self.path / DATA, as_json(data))
         self.start_metrics(done)
 
@@ -234,6 +236,11 @@ class RunFolder:
                     records.append(record)
         return records
 
+    def was_evaluated(self, done: int) -> bool:
+        """Whether an evaluation, or an answer, after `done` steps was logged."""
+        looks = ({"eval_loss", "sample"} & r.keys() for r in self.records() if r["step"] == done)
+        return any(looks)
+
     def log(self, **record: Any) -> None:
         """Appends a record; whoever watches the file sees it at once."""
         if self.metrics:
@@ -266,11 +273,6 @@ def settings_in(config: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return settings if isinstance(settings, dict) else {}
-
-
-def as_json(content: Mapping[str, Any]) -> bytes:
-    """JSON to be read by people too."""
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def free_name(folder: Path) -> Path:

@@ -35,6 +35,7 @@ FOUND: dict[str, Any] = {
     "model_revision": str | None,
     "data_revisions": dict[str, str | None],
     "base_sha256": str,
+    "base_settings_sha256": str,
     "data_sha256": str,
 }
 
@@ -261,7 +262,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     What one of them does not say, since it is older, or is no configuration, tells nothing.
     """
     names = {field.name for field in dataclasses.fields(TrainConfig)} - FREE_ON_RESUME
-    names |= {"base_sha256", "data_sha256"}
+    names |= {"base_sha256", "base_settings_sha256", "data_sha256"}
     return [
         f"{name} ({one[name]} and {other[name]})"
         for name in sorted(names & one.keys() & other.keys())

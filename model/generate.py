@@ -8,7 +8,7 @@ Shapes: B texts, T tokens in this call, D hidden_size, V vocab_size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain
 
 import torch
@@ -108,8 +108,11 @@ def generate_batch(
     samplers: Sequence[Sampler],
     stop_ids: frozenset[int],
     max_new_tokens: int,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> list[list[int]]:
     """The answers to several prompts at once; each is what `stream` gives for its prompt alone.
+
+    As soon as `is_stopped` says so they end where they are.
 
     Texts that have ended leave the batch, so the last ones do not pay for the others. All prompts
     pass through the model at once: for many long ones, call this for a few at a time.
@@ -136,7 +139,7 @@ def generate_batch(
             answers[i].append(token)
             if len(answers[i]) < rooms[i]:
                 going_on.append(row)
-        if not going_on:
+        if not going_on or is_stopped():
             return answers
         if len(going_on) < len(active):
             cache.keep(going_on)

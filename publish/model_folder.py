@@ -20,9 +20,8 @@ from tqdm import tqdm
 
 from data.hub import SMALL_FILES
 from data.tokenizer import Tokenizer
-from lora.durable import new_folder, write_parts
+from lora.durable import as_json, new_folder, write_parts
 from lora.progress import gigabytes
-from lora.run_folder import as_json
 from model.config import read_json
 from model.device import DTYPES
 from model.generation_config import FILE as GENERATION_FILE

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data.hub import fetch_model
 from data.snapshot import Snapshot
-from lora.choose_adapter import base_of, check_base, check_checkpoint, find_adapter, run_of
+from lora.choose_adapter import base_of, check_base, check_whole, find_adapter, run_of
 from lora.config import CONFIG_FILE, BaseModel, LoRAConfig, read_config
 from lora.run_folder import RunFolder
 
@@ -48,7 +48,7 @@ def open_source(name: str, model: str | None) -> Source:
             is another one.
     """
     adapter = find_adapter(Path(os.path.expanduser(name)))
-    check_checkpoint(adapter)
+    check_whole(adapter)
     config, base = read_config(adapter / CONFIG_FILE)
     snapshot = fetch_model(model) if model else fetch_base(adapter)
 

@@ -72,6 +72,11 @@ def folder(name: str) -> Callable[[Path], object]:
     return spoil
 
 
+def both(*changes: Callable[[Path], object]) -> Callable[[Path], object]:
+    """One after the other."""
+    return lambda here: [change(here) for change in changes]
+
+
 TRAIN = "train.py --model model --data rows.jsonl --output new --dtype fp32 --device cpu"
 RESUME = "train.py --output run --resume"
 ASK = "chat.py ask Hello --model model --device cpu --dtype fp32"
@@ -229,8 +234,21 @@ DATA = [
     Wrong(INSPECT, "tokenizer.json", "neither", "download one", without("model/tokenizer.json")),
 ]  # fmt: skip
 
+CONFIG_OF_RUN = "run/config.json"
 ADAPTER_CONFIG = "run/adapter/adapter_config.json"
 ADAPTER_WEIGHTS = "run/adapter/adapter_model.safetensors"
+
+
+def unsaved(change: Callable[[Path], object]) -> Callable[[Path], object]:
+    """A run without checkpoints, out of which its own files could be put back."""
+    return both(change, without("run/checkpoints"))
+
+
+def stray(change: Callable[[Path], object]) -> Callable[[Path], object]:
+    """An adapter in a folder that is no run."""
+    return both(change, without(CONFIG_OF_RUN))
+
+
 OTHER_ROWS = '{"instruction": "a", "output": "b"}\n' * 9
 RUNS = [
     Wrong(f"{RESUME} --lr 1", "--lr", "was 0.005, now 1.0", "Leave these flags"),
@@ -240,21 +258,31 @@ RUNS = [
         RESUME, "run was trained on other data", "rows.jsonl", "start another run",
         written("rows.jsonl", OTHER_ROWS),
     ),
-    Wrong(RESUME, "run/config.json", "line 1", "restore it", written("run/config.json", "{")),
-    Wrong(RESUME, "run/config.json", "list", "restore it", written("run/config.json", "[]")),
-    Wrong(RESUME, "lr", "'fast'", "restore it", edited("run/config.json", lr="fast")),
-    Wrong(RESUME, "backup", "7", "restore it", edited("run/config.json", backup=7)),
+    Wrong(RESUME, CONFIG_OF_RUN, "line 1", "restore it", unsaved(written(CONFIG_OF_RUN, "{"))),
+    Wrong(RESUME, CONFIG_OF_RUN, "list", "restore it", unsaved(written(CONFIG_OF_RUN, "[]"))),
+    Wrong(RESUME, "lr", "'fast'", "restore it", unsaved(edited(CONFIG_OF_RUN, lr="fast"))),
+    Wrong(RESUME, "backup", "7", "restore it", unsaved(edited(CONFIG_OF_RUN, backup=7))),
     Wrong(
-        RESUME, "data_revisions", "[7]", "restore it", edited("run/config.json", data_revisions=[7])
+        RESUME, "data_revisions", "[7]", "restore it",
+        unsaved(edited(CONFIG_OF_RUN, data_revisions=[7])),
     ),
-    Wrong(RESUME, "--schedule", "up", "choose one of", edited("run/config.json", schedule="up")),
-    Wrong(EXPORT, ADAPTER_CONFIG, "line 1", "take another", written(ADAPTER_CONFIG, "{")),
-    Wrong(EXPORT, "r is", "'many'", "take another", edited(ADAPTER_CONFIG, r="many")),
-    Wrong(EXPORT, "use_dora", "True", "take another", edited(ADAPTER_CONFIG, use_dora=True)),
+    Wrong(
+        RESUME, CONFIG_OF_RUN, "not what was written", "restore it",
+        unsaved(edited(CONFIG_OF_RUN, seed=7)),
+    ),
+    Wrong(EXPORT, ADAPTER_CONFIG, "line 1", "take another", stray(written(ADAPTER_CONFIG, "{"))),
+    Wrong(EXPORT, "r is", "'many'", "take another", stray(edited(ADAPTER_CONFIG, r="many"))),
+    Wrong(EXPORT, "use_dora", "True", "take another", stray(edited(ADAPTER_CONFIG, use_dora=True))),
     Wrong(f"{ASK} --adapter run", ADAPTER_WEIGHTS, "not a whole", "take another",
-          cut(ADAPTER_WEIGHTS)),
+          stray(cut(ADAPTER_WEIGHTS))),
     Wrong(f"{ASK} --adapter run", ADAPTER_WEIGHTS, "missing", "take another",
-          without(ADAPTER_WEIGHTS)),
+          stray(without(ADAPTER_WEIGHTS))),
+    Wrong(f"{ASK} --adapter run", "run/adapter", "not what was written", "write it again",
+          cut(ADAPTER_WEIGHTS)),
+    Wrong(EXPORT, "run/adapter", "not what was written", "write it again",
+          edited(ADAPTER_CONFIG, r=5)),
+    Wrong(EXPORT, "run/adapter", "manifest.json", "write it again",
+          without("run/adapter/manifest.json")),
     Wrong(f"{ASK} --adapter {LAST}", LAST, "adapter_model.safetensors", "take another checkpoint",
           cut(f"{LAST}/adapter_model.safetensors")),
     Wrong(f"export.py {LAST} --merged new", LAST, "manifest.json", "take another checkpoint",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,8 @@ from token_data import write_jsonl
 
 import train
 from data.batches import order_of_epoch
+from lora.durable import MANIFEST
+from lora.run_folder import OWN_FILES
 
 ROOT = Path(__file__).parents[1]
 TINY = {"vocab_size": 400, "num_hidden_layers": 1}
@@ -165,6 +168,47 @@ def forked(given: dict[str, Any], setup: Callable[[], None] = lambda: None) -> i
     return process
 
 
+def ranks(size: int) -> list[dict[str, str]]:
+    """What torchrun sets in the environment of each of so many processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        for rank in range(size)
+    ]
+
+
+def begun_together(
+    size: int, given: dict[str, Any], setup: Callable[[int], None] = lambda rank: None
+) -> list[int]:
+    """Starts so many processes that train together; returns their ids."""
+
+    def as_rank(rank: int, environment: Mapping[str, str]) -> Callable[[], None]:
+        def prepare() -> None:
+            if size > 1:
+                os.environ.update(environment)
+            setup(rank)
+
+        return prepare
+
+    return [forked(given, as_rank(rank, more)) for rank, more in enumerate(ranks(size))]
+
+
+def together(
+    size: int, given: dict[str, Any], setup: Callable[[int], None] = lambda rank: None
+) -> list[int]:
+    """How so many processes end that train together."""
+    return [status(process) for process in begun_together(size, given, setup)]
+
+
 def status(process: int) -> int:
     """How a process ended: its exit status, or minus the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
@@ -180,11 +224,12 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def outcome(run: Path) -> dict[str, Any]:
     """What must be equal however a run came about.
 
-    The sha256 of the last checkpoint's and the adapter's files, and the metrics. Not the model
-    card, which names the folder and --resume.
+    The sha256 of the last checkpoint's and the adapter's files, and the metrics. Not what names
+    the folder and --resume, or times: the model card, and the run's own files.
     """
     newest = sorted((run / "checkpoints").iterdir())[-1]
-    files = [*newest.iterdir(), *(run / "adapter").glob("adapter_*")]
+    files = [path for path in newest.iterdir() if path.name not in (*OWN_FILES, MANIFEST)]
+    files += (run / "adapter").glob("adapter_*")
     hashes = {
         path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files

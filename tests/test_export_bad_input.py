@@ -141,7 +141,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "an adapter without weights": (
         lambda here: (here / "run/adapter" / WEIGHTS).unlink(),
         "run",
-        f"run/adapter/{WEIGHTS} is missing; adapters in other formats (.bin) are not read",
+        f"run/adapter is damaged: {WEIGHTS} is missing; write it again with --resume",
     ),
     "a base without a tokenizer": (
         lambda here: (here / "model/tokenizer.json").unlink(),

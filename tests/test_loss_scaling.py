@@ -18,7 +18,6 @@ from training_runs import adapted, examples, run_in_memory, run_on_disk, weights
 
 import train
 from lora.checkpoint import checkpoint_files, trainable
-from lora.interrupt import Interrupt
 from run import Run, prepare, resume
 
 STEPS = 8
@@ -37,8 +36,8 @@ class Injected:
         applied: the rates of those that changed the weights.
     """
 
-    def __init__(self, bad: set[int], value: float) -> None:
-        self.bad, self.value = bad, value
+    def __init__(self, bad: set[int], value: float, stop_at: int | None) -> None:
+        self.bad, self.value, self.stop_at = bad, value, stop_at
         self.rates: list[float] = []
         self.applied: list[float] = []
         self.original = train.gradients
@@ -46,6 +45,8 @@ class Injected:
     def gradients(self, run: Run, batches: Any) -> Any:
         attempt = len(self.rates)
         self.rates.append(run.optimizer.param_groups[0]["lr"])
+        if attempt == self.stop_at:
+            run.interrupt.signal = 15
         handles = []
         if attempt in self.bad:
             _, weight = trainable(run.model)[3]
@@ -60,9 +61,14 @@ class Injected:
 
 
 @contextlib.contextmanager
-def injected(run: Run, bad: set[int], value: float) -> Iterator[Injected]:
-    """Within this context the run's bad attempts have a gradient times `value`."""
-    spoiler = Injected(bad, value)
+def injected(
+    run: Run, bad: set[int], value: float, stop_at: int | None = None
+) -> Iterator[Injected]:
+    """Within this context the run's bad attempts have a gradient times `value`.
+
+    In the attempt `stop_at` the run is asked to stop.
+    """
+    spoiler = Injected(bad, value, stop_at)
     handle = run.optimizer.register_step_post_hook(spoiler.note_applied)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "gradients", spoiler.gradients)
@@ -114,16 +120,16 @@ def test_a_skipped_step_is_taken_again_and_advances_nothing(tmp_path):
     """
     smooth = half_run(tmp_path / "smooth")
     resume(smooth)
-    with injected(smooth, set(), 1.0) as none, Interrupt() as interrupt:
-        assert train.train(smooth, 0, interrupt) == STEPS
+    with injected(smooth, set(), 1.0) as none:
+        assert train.train(smooth, 0) == STEPS
     assert none.rates == none.applied and len(set(none.rates)) == STEPS
 
     run = half_run(tmp_path / "bumpy")
     resume(run)
     before = run.scaler.get_scale()
     # Attempts 0, 4 and 6 are the first at steps 0, 3 and 4.
-    with injected(run, {0, 4, 6}, float("inf")) as some, Interrupt() as interrupt:
-        assert train.train(run, 0, interrupt) == STEPS
+    with injected(run, {0, 4, 6}, float("inf")) as some:
+        assert train.train(run, 0) == STEPS
     assert some.applied == none.applied
     assert some.rates == [none.rates[i] for i in (0, 0, 1, 2, 3, 3, 4, 4, 5, 6, 7)]
     assert run.scaler.get_scale() == before / 8
@@ -148,30 +154,18 @@ def moments_of(run: Run) -> list[torch.Tensor]:
     return [v.clone() for state in run.optimizer.state.values() for v in state.values()]
 
 
-class StopAfter(Interrupt):
-    """An interrupt that comes after so many looks at it."""
-
-    def __init__(self, looks: int) -> None:
-        self.looks = looks
-
-    @property
-    def signal(self) -> int:  # type: ignore[override]
-        self.looks -= 1
-        return 15 if self.looks < 0 else 0
-
-
 def test_a_run_stopped_right_after_a_skip_goes_on_as_if_it_had_not(tmp_path):
     """Bit for bit. Seen to fail when the scaler's state was not restored."""
     bad = {2, 3}
     whole = half_run(tmp_path / "whole")
     resume(whole)
-    with injected(whole, bad, float("inf")), Interrupt() as interrupt:
-        train.train(whole, 0, interrupt)
+    with injected(whole, bad, float("inf")):
+        train.train(whole, 0)
 
     first = half_run(tmp_path / "parts")
     resume(first)
-    with injected(first, bad, float("inf")):
-        done = train.train(first, 0, StopAfter(4))  # two steps and two skips
+    with injected(first, bad, float("inf"), stop_at=4):  # after two steps and two skips
+        done = train.train(first, 0)
     assert done == 2
     train.save(first, done)
     state = json.loads((first.folder.checkpoint(2) / "state.json").read_text())
@@ -182,8 +176,8 @@ def test_a_run_stopped_right_after_a_skip_goes_on_as_if_it_had_not(tmp_path):
     second = half_run(tmp_path / "parts", resume=True)
     assert resume(second) == 2
     assert second.scaler.state_dict() == first.scaler.state_dict()
-    with injected(second, set(), 1.0), Interrupt() as interrupt:
-        train.train(second, 2, interrupt)
+    with injected(second, set(), 1.0):
+        train.train(second, 2)
     assert all(
         torch.equal(weights_of(whole.model)[n], w) for n, w in weights_of(second.model).items()
     )
@@ -199,8 +193,8 @@ def test_gradients_that_are_not_finite_never_reach_the_weights(value, tmp_path):
     """
     run = half_run(tmp_path / "run", dtype="fp32")
     resume(run)
-    with injected(run, {0, 3, 4}, value) as some, Interrupt() as interrupt:
-        train.train(run, 0, interrupt)
+    with injected(run, {0, 3, 4}, value) as some:
+        train.train(run, 0)
     assert len(some.rates) == STEPS and len(some.applied) == STEPS - 3
     assert [r["step"] for r in metrics(run) if r["grad_norm"] is None] == [1, 4, 5]
     assert all(w.isfinite().all() for w in weights_of(run.model).values())
@@ -211,8 +205,8 @@ def test_the_progress_bar_tells_of_such_steps_while_they_last(tmp_path, monkeypa
     run, troubles = half_run(tmp_path / "run", dtype="fp32"), []
     monkeypatch.setattr(train.StepBar, "update", lambda bar, *shown: troubles.append(shown[-1]))
     resume(run)
-    with injected(run, {0, 3, 4}, float("inf")), Interrupt() as interrupt:
-        train.train(run, 0, interrupt)
+    with injected(run, {0, 3, 4}, float("inf")):
+        train.train(run, 0)
     told = {
         number: f"{count} steps left out: not finite" for number, count in [(0, 1), (3, 1), (4, 2)]
     }
@@ -230,12 +224,11 @@ def test_ten_such_steps_in_a_row_end_the_run(dtype, tmp_path):
     resume(run)
     with (
         injected(run, set(range(5, 200)), float("nan")) as some,
-        Interrupt() as interrupt,
         pytest.raises(
             ValueError, match="not finite in 10 steps in a row; the last good one was step 5"
         ) as caught,
     ):
-        train.train(run, 0, interrupt)
+        train.train(run, 0)
     assert "\n" not in str(caught.value)
     assert len(some.applied) == 5
     checkpoint, damaged = run.folder.newest_checkpoint()
@@ -247,8 +240,8 @@ def test_nine_such_steps_do_not(tmp_path):
     run = half_run(tmp_path / "run", dtype="fp32", max_steps=30)
     resume(run)
     bad = {*range(2, 11), *range(12, 21)}
-    with injected(run, bad, float("nan")) as some, Interrupt() as interrupt:
-        assert train.train(run, 0, interrupt) == 30
+    with injected(run, bad, float("nan")) as some:
+        assert train.train(run, 0) == 30
     assert len(some.applied) == 30 - 18
 
 

@@ -109,7 +109,7 @@ def test_an_evaluation_runs_on_one_device_and_reads_it_once():
     """Seen to fail when each micro-batch's loss was read."""
     run = meta_run(micro_batch_tokens=40)
     with OneDevice() as mode, train.evaluating(run.model):
-        train.evaluate(run, 0)
+        train.evaluate(run)
     assert mode.reads == 1 and mode.ran["exp_"] > 2
 
 

@@ -26,7 +26,7 @@ from test_train_bad_input import refusal
 import train
 from data.batches import order_of_epoch
 from lora.backup import Backup
-from lora.durable import manifest
+from lora.durable import manifest, publish_folder
 from lora.run_folder import CONFIG, RunFolder, steps_in
 
 STEPS = 20
@@ -318,12 +318,24 @@ def test_copies_of_another_run_are_refused(place, drive, monkeypatch, capsys, is
         assert "was trained with other settings: --seed (was 3407, now 5)" in told
 
 
-def test_a_folder_of_checkpoints_is_no_backup(place, drive, monkeypatch, capsys):
+def test_a_folder_of_adapters_is_no_backup(place, drive, monkeypatch, capsys):
+    """Even if they are called like checkpoints."""
+    interrupted(monkeypatch, drive, step=10)
+    copy = Path(drive["backup"]) / "step-000008"
+    files = {path.name: path.read_bytes() for path in copy.glob("adapter_*")}
+    publish_folder(Path(f"{drive['backup']}-adapters") / copy.name, files)
+    lose_machine(drive)
+    told = refusal(capsys, **drive | {"backup": f"{drive['backup']}-adapters"}, resume=True)
+    assert "has no config.json with step 8, so it is no backup" in told
+
+
+def test_a_runs_own_checkpoints_can_be_gone_on_from_elsewhere(place, drive, monkeypatch):
+    """Each has all that it takes."""
     interrupted(monkeypatch, drive, step=10)
     shutil.move(f"{drive['output']}/checkpoints", f"{drive['backup']}-checkpoints")
     lose_machine(drive)
-    told = refusal(capsys, **drive | {"backup": f"{drive['backup']}-checkpoints"}, resume=True)
-    assert "has no config.json with step 8, so it is no backup" in told
+    assert train.main(drive | {"backup": f"{drive['backup']}-checkpoints", "resume": True}) == 0
+    assert outcome(Path(drive["output"])) == outcome(place / "uninterrupted")
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff"])
@@ -354,11 +366,11 @@ def test_a_drive_that_is_not_there_is_refused(small, capsys):
 
 
 def test_a_checkpoint_of_a_backup_is_an_adapter_that_can_be_used(place, drive, monkeypatch):
-    from lora.choose_adapter import check_checkpoint, find_adapter
+    from lora.choose_adapter import check_whole, find_adapter
 
     interrupted(monkeypatch, drive, step=10)
     copy = Path(drive["backup"]) / "step-000008"
     assert find_adapter(copy) == copy
-    check_checkpoint(copy)
+    check_whole(copy)
     saved = json.loads((copy / CONFIG).read_bytes())
     assert saved["backup"] == drive["backup"]

@@ -85,9 +85,7 @@ def test_a_signal_from_outside_saves_the_step_and_says_how_to_go_on(place, expec
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert (
-        err.split() == "stopping after this step, and saving; a second time stops at once".split()
-    )
+    assert err.split() == "stopping and saving; a second time stops at once".split()
     assert "the same command with --resume goes on from there" in out
     done = RunFolder(place / f"outside-{number.name}", writes=False).saved_steps()
     assert f"stopped after step {done[-1]} of 20" in out

@@ -105,6 +105,7 @@ def run_in_memory(
         prompts=[],
         model=model,
         base=BaseModel(None, None, None),
+        settings_sha256="",
         stop_ids=frozenset({2}),
         optimizer=torch.optim.AdamW([p for _, p in trainable(model)], lr=1e-3),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
