@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lora.config import CONFIG_FILE, BaseModel, read_config
 from lora.durable import UNFINISHED, verify_folder
+from lora.repair import whole_config
 from lora.run_folder import CHECKPOINT_NAME, CONFIG, RunFolder
 
 CARD = "README.md"
@@ -75,7 +76,8 @@ def check_whole(adapter: Path) -> None:
         ValueError: saying what is wrong with it.
     """
     is_checkpoint = CHECKPOINT_NAME.fullmatch(adapter.resolve().name)
-    if not is_checkpoint and run_of(adapter) is None:
+    run = run_of(adapter)
+    if not is_checkpoint and not (run and whole_config(run)):
         return
     try:
         verify_folder(adapter, free={CARD})
