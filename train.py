@@ -285,8 +285,9 @@ def command(arguments: Sequence[str]) -> int:
         nonlocal status
         try:
             status = main(given)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU has none of its own
-            if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        except (RuntimeError, MemoryError) as error:  # torch has an error of its own for GPUs only
+            kinds = (MemoryError, torch.OutOfMemoryError)
+            if isinstance(error, kinds) or "can't allocate memory" in str(error):
                 raise ValueError(OUT_OF_MEMORY) from None
             raise
 

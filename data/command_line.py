@@ -162,5 +162,8 @@ def run_command(program: str, command: Callable[[], None]) -> int:
     except (ValueError, OSError) as error:
         print(one_line(f"{program}: {error}"), file=sys.stderr)
         return 2
+    except MemoryError:
+        print(f"{program}: there is not enough memory; end other programs", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130

@@ -241,11 +241,8 @@ def check_content(
 ) -> list[str]:
     """Compares files with their manifest; returns the names in it. Raises ValueError."""
     try:
-        text = read(MANIFEST)
-        listing = json.loads(text)["files"]
+        listing = json.loads(read(MANIFEST))["files"]
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in listing.items()}
-        if text != as_json({"files": listing}):
-            raise ValueError("the same in other words, which nobody wrote")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{where} is damaged: {MANIFEST} cannot be read") from None
     for name, (size, sha256) in expected.items():

@@ -5,9 +5,8 @@ Hub's cache: cut, emptied, zeroed, one bit turned at 64 places, gone, and exchan
 step's. What can be put back is, and the run ends in the bits of one that was never interrupted; a
 base cannot, and is refused. About 90 seconds.
 
-Seen to fail when: config.json had no seal; a manifest was believed in other words than were
-written; metrics.jsonl was taken from the run's folder as it was; the base's config.json did not
-count; a run's result was taken without its manifest.
+Seen to fail when: config.json had no seal; metrics.jsonl was taken from the run's folder as it was;
+the base's config.json did not count; a run's result was taken without its manifest.
 """
 
 from __future__ import annotations
