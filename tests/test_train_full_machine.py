@@ -19,6 +19,8 @@ import train
 from lora import durable
 from lora.run_folder import RunFolder
 
+FILES = 8  # of a checkpoint
+
 
 def ended(capsys: pytest.CaptureFixture[str], **given: Any) -> str:
     """The one line that a run ends with that had begun."""
@@ -29,15 +31,15 @@ def ended(capsys: pytest.CaptureFixture[str], **given: Any) -> str:
     return err
 
 
-@pytest.mark.parametrize("file", range(6), ids=lambda n: f"at file {n}")
+@pytest.mark.parametrize("file", range(FILES + 1), ids=lambda n: f"at file {n}")
 def test_a_full_disk_leaves_the_older_checkpoints_whole(small, capsys, monkeypatch, file):
-    """The fifth file is the manifest; the one after it belongs to the checkpoint that follows."""
+    """The last file is the manifest; the one after it belongs to the checkpoint that follows."""
     whole, calls = durable.write_file, []
 
     def write_file(path: Path, content: bytes) -> None:
         if "step-" in path.parent.name:
             calls.append(path)
-            if len(calls) == 5 + 1 + file:  # in the second checkpoint, or at the third's begin
+            if len(calls) == FILES + 1 + file:  # in the second checkpoint, or at the third's begin
                 path.write_bytes(content[: len(content) // 2])
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         whole(path, content)
@@ -46,7 +48,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_whole(small, capsys, monkeypat
         patch.setattr(durable, "write_file", write_file)
         message = ended(capsys, save_every=4, keep=1)
     assert "No space left on device" in message and "--resume" in message
-    left = 4 if file < 5 else 8
+    left = 4 if file < FILES else 8
     assert RunFolder(small / "run", writes=False).saved_steps() == [left]
     durable.verify_folder(small / "run" / "checkpoints" / f"step-{left:06d}")
     assert litter(small) == []
@@ -75,7 +77,8 @@ CPU_REFUSAL = (
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU_REFUSAL)]
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU_REFUSAL), MemoryError()],
 )
 def test_too_little_memory_says_what_to_lower(small, capsys, monkeypatch, error):
     def fail(*arguments: Any) -> None:
