@@ -283,3 +283,24 @@ TOKENS = [
         "test_batches.py::test_an_epoch_has_every_conversation_once",
     ),
 ]
+
+# Bugs of others that no one line brings here: what is not there, and the test that would notice.
+ABSENT = [
+    ("all micro-batches wait for one backward pass", "each has its own", "test_placement.py"),
+    ("a batch of rows that are all masked", "nothing is padded", "test_packing_and_cache.py"),
+    ("recomputation draws other dropout", "it is not reentrant", "test_memory.py"),
+    ("autocast and recomputation disagree", "there is no autocast", "test_step_gradients.py"),
+    ("answers are found as substrings", "masks are built with the ids", "test_chat_mask.py"),
+    ("masks come from a template's blocks", "no template is executed", "test_chat_mask.py"),
+    ("the clock gets into prompts", "the date is fixed", "test_chat_format.py"),
+    ("generators are not restored", "they follow from seed and step", "test_resume.py"),
+    ("the schedule is not restored", "it follows from the step", "test_schedule.py"),
+    ("data are skipped one by one", "their order follows from the step", "test_resume.py"),
+    ("files are unpickled", "there is no pickle", "test_supply.py"),
+    ("a merged head is lost", "the head cannot be adapted", "test_merge.py"),
+    ("ranks have unequal steps", "steps are planned for all", "test_distributed.py"),
+    ("gradients are synced too early", "they are summed once a step", "test_distributed.py"),
+    ("unused parameters hang", "nothing is wrapped", "test_distributed.py"),
+    ("samplers repeat an epoch", "the order has the epoch in it", "test_batches.py"),
+    ("restarted processes begin anew", "all resume", "test_distributed.py"),
+]

@@ -169,12 +169,15 @@ def failing_at(step: int) -> Callable[[int], None]:
 # --- torchrun itself ----------------------------------------------------------------------------
 
 
-def torchrun(*words: str, program: tuple[str, ...] = ("train.py",)) -> subprocess.Popen[str]:
+def torchrun(
+    *words: str, program: tuple[str, ...] = ("train.py",), restarts: int = 0
+) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher.append(f"--max-restarts={restarts}")
     program = tuple(str(ROOT / part) if part == "train.py" else part for part in program)
     return subprocess.Popen(
         [*launcher, "--nproc-per-node=2", *program, *words],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -205,6 +208,37 @@ def test_torchrun_trains_stops_at_sigterm_and_resumes(place):
     assert code == 0, err
     assert out.count("everything goes to launched") == out.count("going on after step") == 1
     assert_same_up_to_rounding(place / "launched", place / "alone")
+
+
+def test_torchrun_starts_all_again_when_one_is_killed_and_the_end_is_the_same(place):
+    """Each life but the last ends for one of the processes in the middle of a step, or of a save.
+
+    They go on from the newest checkpoint. Without the variable that `torchrun` sets, processes that
+    are started again may look for those that are gone: pytorch/pytorch#135712.
+    """
+    code = """
+import os, signal, sys, train
+life, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
+steps, save = train.train_step, train.save
+def step(run, number):
+    if (life, rank, number) in ((0, 1, 4), (1, 0, 7)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return steps(run, number)
+def saved(run, done):
+    if (life, rank, done) == (2, 0, 12):
+        import lora.durable
+        lora.durable.verify_folder = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
+    save(run, done)
+train.train_step, train.save, train.LONGEST_SAMPLE = step, saved, 4
+sys.exit(train.command(sys.argv[1:]))
+"""
+    (place / "dies.py").write_text(code)
+    words = command_line(settings(output="elastic", save_every=3, resume=True))
+    code, out, err = ending(torchrun(*words, program=("dies.py",), restarts=3))
+    assert code == 0, err
+    wanted = [3, 6, 9]
+    assert [f"going on after step {step}," in out for step in wanted] == [True] * 3
+    assert_same_up_to_rounding(place / "elastic", place / "alone")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mutants import NUMBERS, TOKENS, Mutant
+from mutants import ABSENT, NUMBERS, TOKENS, Mutant
 from mutants_of_files import FILES
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +46,14 @@ def test_every_row_still_fits_the_code(mutant: Mutant):
     assert (ROOT / mutant.file).read_text().count(mutant.old) == 1
     file, _, test = mutant.test.partition("::")
     assert re.search(rf"^def {test}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("bug, reason, test", ABSENT, ids=lambda text: text[:40])
+def test_what_cannot_be_put_in_as_one_line_has_a_reason_and_a_test(bug, reason, test):
+    assert bug and reason
+    file, _, name = test.partition("::")
+    source = (ROOT / "tests" / file).read_text()
+    assert not name or re.search(rf"^def {name}\(", source, re.MULTILINE)
 
 
 def test_there_are_at_least_forty_and_no_two_are_the_same():
