@@ -40,10 +40,10 @@ def number_from_torchrun(name: str, alone: int) -> int:
 
 
 def say(text: str) -> None:
-    """Prints a text. When whoever read our output is gone (a closed pipe), training goes on."""
+    """Prints a text. When whoever read it is gone (a closed pipe, a terminal), training goes on."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError:
         sys.stdout = open(os.devnull, "w")
 
 

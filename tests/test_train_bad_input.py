@@ -6,9 +6,11 @@ resumed run were not compared.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -224,7 +226,7 @@ def stopped(small: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_setting_is_either_free_on_resume_or_refused_by_name(stopped, capsys):
-    names = {field.name for field in train.dataclasses.fields(train.TrainConfig)}
+    names = {field.name for field in dataclasses.fields(train.TrainConfig)}
     assert OTHERS.keys() | FREE_ON_RESUME == names and not OTHERS.keys() & FREE_ON_RESUME
     for name, value in OTHERS.items():
         message = refusal(capsys, resume=True, **{name: value})
@@ -263,7 +265,8 @@ def test_other_weights_under_the_same_name(stopped, small, capsys):
     assert refusal(capsys, resume=True).startswith("run was trained on other base than ")
 
 
-def test_a_config_that_is_damaged(stopped, capsys):
+def test_a_config_that_is_damaged_and_has_no_copy(stopped, capsys):
+    shutil.rmtree(stopped / "checkpoints")
     for content in ("{", "[]", ""):
         (stopped / "config.json").write_text(content)
         assert "config.json" in refusal(capsys, resume=True)
