@@ -98,11 +98,10 @@ def prepare(given: Mapping[str, Any]) -> Run:
     folder = choose_folder(given, writes=is_main())
     world = World(given.get("device", "auto"))
     with world.main_first():
-        put_back = repair(folder) if given.get("resume") else []
+        world.print_all(repair(folder) if given.get("resume") else [])
         backup = open_backup(given, folder)
         fetch_newer(folder, backup, given) if given.get("resume") else refuse_taken(backup)
-        for line in put_back + backup.take_news():
-            world.print(line)
+        world.print_all(backup.take_news())
     saved = own_config(folder) if given.get("resume") else {}
     config = choose_config(given, saved, folder.path)
     with world.main_first():
@@ -238,8 +237,8 @@ def resume(run: Run) -> int:
                 f"{', '.join(run.config.data)} are now; restore those, or start another run"
             )
     checkpoint, damaged = run.folder.newest_checkpoint()
-    for reason in damaged:
-        run.world.print(f"{reason}: going back to the checkpoint before it")
+    older = "going back to the checkpoint before it" if checkpoint else "none before it is whole"
+    run.world.print_all(f"{reason}: {older}" for reason in damaged)
     done = 0
     if checkpoint:
         done = load_checkpoint(checkpoint, run.model, run.optimizer, run.scaler)

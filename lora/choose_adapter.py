@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lora.config import CONFIG_FILE, BaseModel, read_config
-from lora.durable import UNFINISHED, verify_folder
+from lora.durable import MANIFEST, UNFINISHED, verify_folder
 from lora.repair import whole_config
 from lora.run_folder import CHECKPOINT_NAME, CONFIG, RunFolder
 
@@ -77,7 +77,8 @@ def check_whole(adapter: Path) -> None:
     """
     is_checkpoint = CHECKPOINT_NAME.fullmatch(adapter.resolve().name)
     run = run_of(adapter)
-    if not is_checkpoint and not (run and whole_config(run)):
+    is_result = run and (whole_config(run) or (adapter / MANIFEST).exists())
+    if not (is_checkpoint or is_result):
         return
     try:
         verify_folder(adapter, free={CARD})

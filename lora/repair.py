@@ -1,6 +1,7 @@
 """A run's own files, told from damaged ones, and put back.
 
-config.json ends with its own sha256. data.json does not change in a run. metrics.jsonl only grows.
+config.json ends with its own sha256, and what a run's steps depend on does not change in it.
+data.json does not change at all. metrics.jsonl only grows.
 Every checkpoint has a copy of the three, so the newest whole one can replace what is damaged; what
 was logged after it is lost with the steps after it, and logged again.
 """
@@ -10,7 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from lora.durable import is_sealed, replace_file
-from lora.run_folder import CONFIG, DATA, METRICS, OWN_FILES, RunFolder
+from lora.run_folder import CONFIG, DATA, METRICS, OWN_FILES, RunFolder, settings_in
+from lora.train_config import differences
 
 
 def repair(run: RunFolder) -> list[str]:
@@ -22,10 +24,12 @@ def repair(run: RunFolder) -> list[str]:
     news = []
     for name in OWN_FILES:
         path, copy = run.path / name, checkpoint / name
+        if not copy.exists():
+            continue
         found = path.read_bytes() if path.is_file() else b""
-        kept = copy.read_bytes() if copy.exists() else found
+        kept = copy.read_bytes()
         is_whole = {
-            CONFIG: is_sealed(found),
+            CONFIG: is_sealed(found) and not differences(settings_in(found), settings_in(kept)),
             DATA: found == kept,
             METRICS: found.startswith(kept) and path.exists(),
         }
@@ -50,6 +54,11 @@ def own_config(run: RunFolder) -> dict[str, Any]:
             with would be worse.
     """
     saved = run.saved_config()
+    if not saved and run.saved_steps():
+        raise ValueError(
+            f"{run.path / CONFIG} is missing, and no checkpoint here is whole; restore one of "
+            "them, give --backup, or start another run"
+        )
     if "lr" in saved and not whole_config(run):  # without, it is another program's
         raise ValueError(
             f"{run.path / CONFIG} is not what was written, and no checkpoint here has a copy of "

@@ -52,6 +52,7 @@ class RunFolder:
         self.path, self.writes = path, writes
         self.lock: TextIO | None = None
         self.metrics: TextIO | None = None
+        self.written: dict[str, bytes] = {}
 
     @property
     def adapter(self) -> Path:
@@ -95,8 +96,9 @@ class RunFolder:
         self.take_lock()
         for folder in (self.path, self.checkpoints):
             remove_leftovers(folder)
-        replace_file(self.path / CONFIG, sealed(config))
-        replace_file(self.path / DATA, as_json(data))
+        self.written = {CONFIG: sealed(config), DATA: as_json(data)}
+        for name, content in self.written.items():
+            replace_file(self.path / name, content)
         self.start_metrics(done)
 
     def take_lock(self) -> None:
@@ -191,8 +193,14 @@ class RunFolder:
             remove_folder(self.checkpoint(other))
 
     def own_files(self) -> dict[str, bytes]:
-        """What the run was and did up to now; with a checkpoint, all that it can go on from."""
-        return {name: (self.path / name).read_bytes() for name in OWN_FILES} if self.writes else {}
+        """What the run was and did up to now; with a checkpoint, all that it can go on from.
+
+        As this process wrote it, whatever has become of the files since.
+        """
+        if not self.metrics:
+            return {}
+        self.metrics.seek(0)
+        return self.written | {METRICS: self.metrics.read().encode()}
 
     def restore(self, step: int, files: Mapping[str, bytes]) -> None:
         """Puts a copy of a checkpoint and of the run's own files into this folder.
@@ -218,12 +226,17 @@ class RunFolder:
         """Opens metrics.jsonl behind the records of the first `done` steps.
 
         What an interrupted run wrote after its last checkpoint is cut off, so that each step
-        stands there once. A run that begins evaluates before its first step: nothing stays.
+        stands there once: what stays is the checkpoint's copy.
         """
-        path = self.path / METRICS
-        kept = [r for r in self.records() if r["step"] <= done] if done else []
-        replace_file(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
-        self.metrics = path.open("a", encoding="utf-8")
+        path, copy = self.path / METRICS, self.checkpoint(done) / METRICS
+        newest, _ = self.newest_checkpoint()
+        if newest == self.checkpoint(done) and copy.exists():
+            content = copy.read_bytes()
+        else:
+            kept = [r for r in self.records() if r["step"] <= done] if done else []
+            content = "".join(json.dumps(record) + "\n" for record in kept).encode()
+        replace_file(path, content)
+        self.metrics = path.open("a+", encoding="utf-8")
 
     def records(self) -> list[dict[str, Any]]:
         """What metrics.jsonl says, without a last line that was cut off."""

@@ -136,6 +136,11 @@ class World:
         if self.is_main:
             say(text)
 
+    def print_all(self, texts: Iterable[str]) -> None:
+        """Prints each of them."""
+        for text in texts:
+            self.print(text)
+
     def note(self, text: str) -> None:
         """Prints a line above the progress bar, once for all processes."""
         if self.is_main:

@@ -177,12 +177,53 @@ def test_a_run_goes_on_when_one_of_its_own_files_is_damaged(place, died, capsys,
     assert outcome(died) == outcome(place / "uninterrupted")
 
 
-def test_settings_of_another_run_are_not_taken_for_its_own(place, died):
-    """They are whole; but the base, the data and the flags of both are compared."""
+def test_settings_of_another_run_are_not_taken_for_its_own(place, died, capsys):
+    """They are whole, but the checkpoint knows others."""
     given = flags(output="other", lr=1e-3, max_steps=1, epochs=None)
     assert train.main(given) == 0
     shutil.copy(place / "other/config.json", died / "config.json")
-    assert "--lr (was 0.001, now 0.005)" in refused(died)
+    resumed(died)
+    assert "config.json is not what was written: put back" in capsys.readouterr().out
+    assert outcome(died) == outcome(place / "uninterrupted")
+
+
+def test_without_settings_and_a_whole_checkpoint_no_other_run_begins_there(died):
+    (died / "config.json").unlink()
+    for step in (5, 10):
+        turned(9)(died / f"checkpoints/step-{step:06d}/state.json")
+    assert "config.json is missing, and no checkpoint here is whole" in refused(died)
+
+
+def test_what_becomes_of_the_files_of_a_run_that_lives_gets_into_no_checkpoint(place, tmp_path):
+    """Edited, or removed, in the middle of it."""
+
+    def spoiling(run: Path) -> Callable[[], None]:
+        def setup() -> None:
+            step = train.train_step
+
+            def spoil(state: train.Run, number: int) -> Any:
+                if number == 7:
+                    (run / "config.json").write_text("{}")
+                    (run / "data.json").unlink()
+                    (run / "metrics.jsonl").unlink()
+                return step(state, number)
+
+            train.train_step = spoil
+
+        return setup
+
+    run = tmp_path / "run"
+    assert status(forked(flags(output=str(run), save_every=5), spoiling(run))) == 0
+    resumed(run)
+    assert outcome(run) == outcome(place / "uninterrupted")
+
+
+def test_a_record_with_another_step_behind_the_checkpoint_does_not_stay(place, died):
+    path = died / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    (died / "metrics.jsonl").write_text("\n".join([*lines, lines[-1].replace("11", "2")]) + "\n")
+    resumed(died)
+    assert outcome(died) == outcome(place / "uninterrupted")
 
 
 def test_without_any_copy_damaged_settings_are_refused(died):
