@@ -27,7 +27,7 @@ from lora.adapter import adapter_files
 from lora.backup import Backup, Place
 from lora.checkpoint import load_checkpoint, trainable
 from lora.choose_run import choose_config, choose_folder
-from lora.config import BaseModel
+from lora.config import CARD, BaseModel
 from lora.folder_backup import FolderPlace
 from lora.inject import add_lora
 from lora.interrupt import Interrupt
@@ -295,4 +295,4 @@ def result(run: Run) -> dict[str, bytes]:
     """The files of the finished adapter."""
     sources, records = run.data.as_dict()["sources"], run.folder.records()
     card = model_card(CardFacts(run.base, dataclasses.asdict(run.config), sources, records))
-    return adapter_files(run.model, run.config.lora, run.base) | {"README.md": card.encode()}
+    return adapter_files(run.model, run.config.lora, run.base) | {CARD: card.encode()}

@@ -136,7 +136,7 @@ def train_step(run: Run, step: int) -> Step | None:
     if run.is_asked_to_stop():  # and maybe there are gradients of a part of the step only
         run.optimizer.zero_grad()
         return None
-    loss, norm = torch.stack([loss, norm]).tolist()  # the only time that we wait for the device
+    loss, norm = torch.stack([loss, norm]).tolist()  # alone, we wait for the device only here
     if math.isfinite(norm) or run.scaler.is_enabled():  # a scaler leaves a bad step out itself
         run.scaler.step(run.optimizer)
         run.scaler.update()

@@ -14,11 +14,9 @@ a token. So its log is silenced here, and every message is made of our own words
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from huggingface_hub import DatasetInfo, ModelInfo, constants, hf_hub_download, repo_info
@@ -28,7 +26,7 @@ from huggingface_hub.utils import logging as client_log
 
 from data.bars import BAR
 from data.repo import COMMIT, Repo, endpoint, explain, reason
-from data.snapshot import HubError, Snapshot
+from data.snapshot import HubError, Snapshot, content_hash
 
 # HTTP and the network, the disk, hf_xet, and answers that make no sense.
 TROUBLE = (HTTPError, OSError, RuntimeError, ValueError)
@@ -161,19 +159,12 @@ def has_size(path: Path, size: int | None) -> bool:
 def is_intact(path: Path, file: RepoSibling) -> bool:
     """Whether a file on disk is the one that the Hub announced.
 
-    A large file is announced with its sha256 (git-lfs), any other with git's own hash of a blob:
-    the sha1 of "blob", a blank, the size in decimal digits, a zero byte and the content.
+    A large file is announced with its sha256 (git-lfs), any other with git's own hash of a blob.
     """
     if not has_size(path, file.size):
         return False
-    if file.lfs:
-        start, announced = hashlib.sha256, file.lfs.sha256
-    elif file.blob_id:
-        start, announced = partial(hashlib.sha1, b"blob %d\0" % path.stat().st_size), file.blob_id
-    else:
-        return True
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, start).hexdigest() == announced
+    announced = file.lfs.sha256 if file.lfs else file.blob_id
+    return not announced or content_hash(path, by_git=not file.lfs) == announced
 
 
 def remove_from_cache(path: Path) -> None:

@@ -48,7 +48,7 @@ class Snapshot:
         """Makes sure that what lies in the Hub's cache is what was downloaded once.
 
         There a file's blob is named after its content: by sha256 if it is a large one, else by
-        git's hash, the sha1 of "blob", a blank, the size in digits, a zero byte and the content.
+        git's hash.
 
         Raises:
             HubError: naming a file that is not, which is then deleted.
@@ -57,18 +57,22 @@ class Snapshot:
             blob = file.resolve()
             if blob.parent.name != "blobs" or not BLOB.fullmatch(blob.name) or not blob.is_file():
                 continue
-            with blob.open("rb") as content:
-                if len(blob.name) == GIT_DIGITS:
-                    start = partial(hashlib.sha1, b"blob %d\0" % blob.stat().st_size)
-                    found = hashlib.file_digest(content, start).hexdigest()
-                else:
-                    found = hashlib.file_digest(content, "sha256").hexdigest()
-            if found != blob.name:
+            if content_hash(blob, len(blob.name) == GIT_DIGITS) != blob.name:
                 blob.unlink()
                 file.unlink()
                 raise HubError(
                     f"{file} is not what was downloaded and was deleted: run the same command again"
                 )
+
+
+def content_hash(path: Path, by_git: bool) -> str:
+    """The sha256 of a file, in hex, or git's own hash of a blob.
+
+    That is the sha1 of "blob", a blank, the size in decimal digits, a zero byte and the content.
+    """
+    git = partial(hashlib.sha1, b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, git if by_git else hashlib.sha256).hexdigest()
 
 
 def hub_snapshot(

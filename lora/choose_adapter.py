@@ -9,12 +9,10 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from lora.config import CONFIG_FILE, BaseModel, read_config
+from lora.config import CARD, CONFIG_FILE, BaseModel, read_config
 from lora.durable import MANIFEST, UNFINISHED, verify_folder
 from lora.repair import whole_config
 from lora.run_folder import CHECKPOINT_NAME, CONFIG, RunFolder
-
-CARD = "README.md"
 
 
 def find_adapter(path: Path) -> Path:

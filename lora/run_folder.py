@@ -211,9 +211,8 @@ class RunFolder:
         self.take_lock()
         for name in OWN_FILES:
             replace_file(self.path / name, files[name])
-        not_in_checkpoint = {*OWN_FILES, MANIFEST}
-        own = {name: content for name, content in files.items() if name not in not_in_checkpoint}
-        publish_folder(self.checkpoint(step), own)
+        contents = {name: content for name, content in files.items() if name != MANIFEST}
+        publish_folder(self.checkpoint(step), contents)
 
     def publish_adapter(self, files: Mapping[str, bytes]) -> None:
         """Writes the result."""
@@ -228,14 +227,9 @@ class RunFolder:
         What an interrupted run wrote after its last checkpoint is cut off, so that each step
         stands there once: what stays is the checkpoint's copy.
         """
-        path, copy = self.path / METRICS, self.checkpoint(done) / METRICS
-        newest, _ = self.newest_checkpoint()
-        if newest == self.checkpoint(done) and copy.exists():
-            content = copy.read_bytes()
-        else:
-            kept = [r for r in self.records() if r["step"] <= done] if done else []
-            content = "".join(json.dumps(record) + "\n" for record in kept).encode()
-        replace_file(path, content)
+        path, (newest, _) = self.path / METRICS, self.newest_checkpoint()
+        is_from_it = newest == self.checkpoint(done)
+        replace_file(path, (newest / METRICS).read_bytes() if newest and is_from_it else b"")
         self.metrics = path.open("a+", encoding="utf-8")
 
     def records(self) -> list[dict[str, Any]]:

@@ -12,13 +12,13 @@ from data.repo import Repo
 from data.snapshot import HubError
 from data.upload import commit_files, list_repo, open_repo
 from lora.adapter import WEIGHTS_FILE
-from lora.config import CONFIG_FILE, BaseModel
+from lora.config import CARD, CONFIG_FILE, BaseModel
 from lora.model_card import CardFacts, is_on_hub, model_card
 from lora.run_folder import CHECKPOINT_NAME, DATA
 from publish.curve import draw_curve
 from publish.source import Source
 
-CARD, PICTURE = "README.md", "loss.png"
+PICTURE = "loss.png"
 MERGED_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 
 

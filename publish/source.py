@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.hub import fetch_model
+from data.hub import fetch_model, pinned
 from data.snapshot import Snapshot
 from lora.choose_adapter import base_of, check_base, check_whole, find_adapter, run_of
 from lora.config import CONFIG_FILE, BaseModel, LoRAConfig, read_config
@@ -70,7 +70,7 @@ def fetch_base(adapter: Path) -> Snapshot:
     if name is None:
         raise ValueError(f"{adapter}: does not name its base model; give it by --model")
     try:
-        return fetch_model(f"{name}@{revision}" if revision and "@" not in name else name)
+        return fetch_model(pinned(name, revision))
     except ValueError as error:
         raise ValueError(
             f"{adapter}: its base model is missing: {error}; or give it by --model"

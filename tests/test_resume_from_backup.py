@@ -329,6 +329,17 @@ def test_a_folder_of_adapters_is_no_backup(place, drive, monkeypatch, capsys):
     assert "has no config.json with step 8, so it is no backup" in told
 
 
+def test_what_was_fetched_is_a_checkpoint_like_any_other(place, drive, monkeypatch):
+    """It has copies of the run's own files, too."""
+    interrupted(monkeypatch, drive, step=10)
+    copy = Path(drive["backup"]) / "step-000008"
+    wanted = {path.name: path.read_bytes() for path in copy.iterdir()}
+    lose_machine(drive)
+    train.prepare(drive | {"resume": True}).folder.lock.close()
+    fetched = Path(drive["output"]) / "checkpoints" / copy.name
+    assert {path.name: path.read_bytes() for path in fetched.iterdir()} == wanted
+
+
 def test_a_runs_own_checkpoints_can_be_gone_on_from_elsewhere(place, drive, monkeypatch):
     """Each has all that it takes."""
     interrupted(monkeypatch, drive, step=10)
