@@ -15,6 +15,7 @@ files at once each make their own, and the first to finish publishes them.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -140,18 +141,32 @@ def seal(folder: Path) -> None:
 
 
 def publish(new: Path, folder: Path) -> None:
-    """Gives a sealed folder its name, unless another process has put a whole one there."""
-    try:
+    """Gives a sealed folder its name, unless another process has put a whole one there.
+
+    One process at a time: of two that find the same folder damaged, the second would otherwise take
+    away what the first has put in its place.
+    """
+    damaged = Path(f"{new}-damaged")
+    with one_at_a_time(folder.parent):
+        if os.path.lexists(folder):
+            if damage_of(folder) is None:
+                return
+            folder.rename(damaged)
         new.rename(folder)
-    except OSError:
-        if not os.path.lexists(folder):
-            raise
-        if damage_of(folder) is None:
-            return
-        damaged = folder.rename(f"{new}-damaged")
-        new.rename(folder)
-        shutil.rmtree(damaged, ignore_errors=True)
+    shutil.rmtree(damaged, ignore_errors=True)
     sync(folder.parent)
+
+
+@contextmanager
+def one_at_a_time(cache: Path) -> Iterator[None]:
+    """Waits until no other process is in here; the lock is gone with the process that holds it."""
+    descriptor = os.open(cache, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network drive that knows no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: Path) -> None:

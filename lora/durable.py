@@ -119,7 +119,7 @@ def unfinished(path: Path) -> Iterator[Path]:
     made: list[Path] = []
     try:
         made += [parent for parent in path.parents if not parent.exists()]  # the deepest first
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         remove_unfinished(temporary)
         yield temporary
         temporary.rename(path)
@@ -150,6 +150,14 @@ def replace_file(path: Path, content: bytes) -> None:
     flush_folder(path.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, if need be; waits until the disk has them."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        flush_folder(one.parent)
+
+
 def flush_folder(folder: Path) -> None:
     """Waits until the disk has the names in a folder; some file systems cannot be asked to."""
     with contextlib.suppress(OSError):
@@ -168,6 +176,7 @@ def remove_folder(folder: Path) -> None:
         doomed = folder.with_name(f"{UNFINISHED}removed-{folder.name}")
         shutil.rmtree(doomed, ignore_errors=True)
         folder.rename(doomed)
+        flush_folder(folder.parent)
         shutil.rmtree(doomed, ignore_errors=True)
 
 

@@ -7,7 +7,14 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from lora.durable import MANIFEST, publish_folder, remove_folder, remove_leftovers, verify_folder
+from lora.durable import (
+    MANIFEST,
+    make_folder,
+    publish_folder,
+    remove_folder,
+    remove_leftovers,
+    verify_folder,
+)
 
 
 class FolderPlace:
@@ -51,7 +58,7 @@ class FolderPlace:
         return (self.path / folder / name).read_bytes()
 
     def replace(self, folder: str, files: Mapping[str, bytes], obsolete: Collection[str]) -> None:
-        self.path.mkdir(exist_ok=True)
+        make_folder(self.path)
         remove_leftovers(self.path)
         if not self.has(folder, files[MANIFEST]):
             contents = {name: content for name, content in files.items() if name != MANIFEST}

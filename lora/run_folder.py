@@ -26,6 +26,7 @@ from typing import Any, TextIO
 from lora.durable import (
     MANIFEST,
     as_json,
+    make_folder,
     publish_folder,
     remove_folder,
     remove_leftovers,
@@ -88,7 +89,7 @@ class RunFolder:
         if not self.writes:
             return
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            make_folder(self.checkpoints)
         except OSError as error:
             raise ValueError(
                 f"output is {self.path}, which cannot be made ({error.strerror}); choose another"
@@ -207,7 +208,7 @@ class RunFolder:
 
         The checkpoint comes last: until it is there, the run is as far as it was.
         """
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        make_folder(self.checkpoints)
         self.take_lock()
         for name in OWN_FILES:
             replace_file(self.path / name, files[name])

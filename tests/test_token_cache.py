@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -187,6 +190,30 @@ def test_the_first_to_finish_publishes(tmp_path: Path):
     publish(tmp_path / "building-2", folder)
     assert (folder / FILES[0]).read_text() == "second"
     assert entries(tmp_path) == ["key"]
+
+
+def test_two_that_replace_a_damaged_folder_at_once_do_it_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Seen to fail when both could find it damaged before either had replaced it."""
+    folder = sealed(tmp_path / "key", "damaged")
+    turn_a_bit(folder / FILES[0])
+    both_have_looked = threading.Barrier(2)
+    damage_of = token_cache.damage_of
+
+    def look(folder: Path) -> str | None:
+        damage = damage_of(folder)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_have_looked.wait(timeout=0.3)
+        return damage
+
+    monkeypatch.setattr(token_cache, "damage_of", look)
+    new = [sealed(tmp_path / f"building-{name}", name) for name in ("1", "2")]
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(publish, new, [folder] * 2):
+            pass
+    assert damage_of(folder) is None
+    assert len(entries(tmp_path)) == 2  # the folder, and what the second has made for nothing
 
 
 def test_a_file_in_the_place_of_the_folder_is_replaced(
