@@ -76,3 +76,26 @@ def test_a_kill_at_any_request_is_made_good_by_the_next_call(cut, alices_hub, so
     assert content(alices_hub, IT) == CONTENT
     assert len(alices_hub.files) == 2
     assert sorted(sent(alices_hub)) == LARGE_FILES
+
+
+@pytest.mark.parametrize("cut", ["before", "after"])
+def test_a_kill_while_a_copy_takes_anothers_place_leaves_the_one_or_the_other(
+    cut, alices_hub, tmp_path
+):
+    """What a backup's every request is: the new one appears, and the old one goes, at once."""
+    old = {"step-1/a": "1", "step-1/x.bin": "1!"}
+    with Uploader(alices_hub, tmp_path / "first") as alice:
+        alice.open(IT)
+    for request in ("info", "preupload", "batch", "put", "verify", "commit"):
+        new = {"step-2/a": "2", "step-2/x.bin": f"not in the store yet: {request}"}
+        with Uploader(alices_hub, tmp_path / request) as alice:
+            alice.commit(IT, old, "step-2/")
+            kill = lambda child=alice: os.kill(child.process.pid, signal.SIGKILL)  # noqa: E731
+            alices_hub.write_faults = {request: [WriteFault(cut=cut, then=kill)]}
+            with pytest.raises(EOFError):
+                alice.commit(IT, new, "step-1/")
+        left = {name: text.decode() for name, text in content(alices_hub, IT).items()}
+        assert left == (new if request == "commit" and cut == "after" else old), request
+        with Uploader(alices_hub, tmp_path / f"{request}-again") as alice:
+            alice.commit(IT, new, "step-1/")
+        assert {n: t.decode() for n, t in content(alices_hub, IT).items()} == new
