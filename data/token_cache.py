@@ -9,8 +9,9 @@
         manifest.json   size and sha256 of the above, written last
       building-*/       one that is being made; renamed to KEY when it is whole
 
-A process that is killed leaves a folder under a name that nobody looks for. Two that make the same
-files at once each make their own, and the first to finish publishes them.
+A process that is killed leaves a folder under a name that nobody looks for, and whose lock nobody
+holds: the next one that makes files removes it. Two that make the same files at once each make
+their own, and the first to finish publishes them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -116,17 +117,54 @@ def load_or_make(folder: Path, make: Callable[[Path], None], load: Callable[[Pat
 
 @contextmanager
 def building_folder(cache: Path) -> Iterator[Path]:
-    """A new folder in the cache, removed again unless it was published."""
+    """A new folder in the cache, removed again unless it was published.
+
+    Whoever builds in one holds its lock, so that what a killed process left can be told.
+    """
     cache.mkdir(parents=True, exist_ok=True)
-    for old in cache.glob(PREFIX + "*"):
-        with suppress(OSError):  # another process may be removing it
-            if time.time() - old.stat().st_mtime > ABANDONED_AFTER:
-                shutil.rmtree(old)
-    new = Path(tempfile.mkdtemp(prefix=PREFIX, dir=cache))
+    with ExitStack() as building:
+        with locked(cache):
+            for old in cache.glob(PREFIX + "*"):
+                remove_abandoned(old)
+            new = Path(tempfile.mkdtemp(prefix=PREFIX, dir=cache))
+            building.enter_context(locked(new))
+        try:
+            yield new
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes a folder that nobody builds in any more; where there are no locks, after a day."""
+    with suppress(OSError):  # another process has its lock, or has just published it
+        with locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_certain:
+            if is_certain or time.time() - folder.stat().st_mtime > ABANDONED_AFTER:
+                shutil.rmtree(folder)
+
+
+@contextmanager
+def locked(folder: Path, how: int = fcntl.LOCK_EX) -> Iterator[bool]:
+    """Holds the lock of a folder, which is gone with the process; True unless there are no locks.
+
+    Raises:
+        BlockingIOError: another process has it, and `how` is not to wait.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield new
+        yield has_lock(descriptor, how)
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        os.close(descriptor)
+
+
+def has_lock(descriptor: int, how: int) -> bool:
+    """Takes a lock; False where a network drive knows none. Raises BlockingIOError as `flock`."""
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def seal(folder: Path) -> None:
@@ -147,7 +185,7 @@ def publish(new: Path, folder: Path) -> None:
     away what the first has put in its place.
     """
     damaged = Path(f"{new}-damaged")
-    with one_at_a_time(folder.parent):
+    with locked(folder.parent):
         if os.path.lexists(folder):
             if damage_of(folder) is None:
                 return
@@ -155,18 +193,6 @@ def publish(new: Path, folder: Path) -> None:
         new.rename(folder)
     shutil.rmtree(damaged, ignore_errors=True)
     sync(folder.parent)
-
-
-@contextmanager
-def one_at_a_time(cache: Path) -> Iterator[None]:
-    """Waits until no other process is in here; the lock is gone with the process that holds it."""
-    descriptor = os.open(cache, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a network drive that knows no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def sync(path: Path) -> None:
