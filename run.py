@@ -36,7 +36,7 @@ from lora.progress import plan
 from lora.repair import own_config, repair, whole_config
 from lora.restore import check_apart, fetch_newer, refuse_taken
 from lora.run_folder import RunFolder
-from lora.train_config import TrainConfig
+from lora.train_config import HUB, TrainConfig
 from model.config import LlamaConfig
 from model.device import DTYPES, choose_dtype
 from model.generation_config import room_for, stop_ids
@@ -44,8 +44,6 @@ from model.llama import MLP, Llama
 from model.memory import fit_passes, recompute_activations, training_bytes
 from model.weights import load_model, weights_sha256
 from model.world import World, is_main
-
-HUB = "hub:"  # before the name of a repo that is a backup
 
 
 @dataclass

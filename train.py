@@ -1,7 +1,7 @@
 """Fine-tunes Llama 3.2 with LoRA.
 
     python train.py --lr 2e-4                         # Llama-3.2-1B-Instruct on FineTome-100k
-    python train.py --demo --lr 2e-4                  # a tiny model, two minutes on two CPU cores
+    python train.py --demo --lr 2e-4                  # a tiny model, a minute on two CPU cores
     python train.py --lr 2e-4 --resume                # go on where it stopped, or start
     torchrun --nproc-per-node=4 train.py --lr 2e-4    # four GPUs, the same result
 

@@ -133,6 +133,8 @@ def with_hyphens(argument: str, flags: Sequence[str]) -> str:
 def unknown_message(given: str, known: Sequence[str]) -> str:
     """What to say about a flag that does not exist."""
     if not given.startswith("-"):
+        if f"--{given}" in known:
+            return f"unexpected argument {given!r} (did you mean --{given}?)"
         return f"unexpected argument {given!r}; put quotes around a text with blanks"
     flag = given.partition("=")[0]
     if flag in known:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from lora.adapter import WEIGHTS_FILE, adapter_files, adapter_tensors
 from lora.config import BaseModel, LoRAConfig
 from lora.durable import verify_folder
+from lora.run_folder import checkpoint_name
 
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "state.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -73,6 +74,8 @@ def load_checkpoint(
     """
     verify_folder(folder)
     step, scale = read_state(folder / STATE_FILE)
+    if folder.name != checkpoint_name(step):
+        raise ValueError(f"{folder} is the checkpoint after step {step}: rename or remove it")
     saved, moments = (read_tensors(folder / name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE))
     own = adapter_tensors(model)
     expected = expected_moments(model) if moments else {}  # none if no step was finite so far

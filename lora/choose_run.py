@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lora.run_folder import CONFIG, METRICS, RunFolder, free_name
-from lora.train_config import FREE_ON_RESUME, TrainConfig, complete, continued
+from lora.train_config import FREE_ON_RESUME, HUB, TrainConfig, complete, continued
 
 RUNS = Path("runs")
 
@@ -55,7 +57,11 @@ def choose_config(given: Mapping[str, Any], saved: Mapping[str, Any], run: Path)
     Raises:
         ValueError: if a setting makes no sense, or does not fit the run to go on with.
     """
-    return continued(saved, given, run) if saved else complete(given)
+    config = continued(saved, given, run) if saved else complete(given)
+    if config.backup is None or config.backup.startswith(HUB):
+        return config
+    # The run may go on from another working directory.
+    return dataclasses.replace(config, backup=os.path.abspath(Path(config.backup).expanduser()))
 
 
 def default_name(config: TrainConfig) -> str:

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 DAY = 24 * 3600
 SECONDS_BETWEEN_LINES = 60
-SMOOTHING = 0.9  # of the loss so far, in the smoothed loss
+SMOOTHING = 0.9  # the share that the average loss so far has in the next one
+BAR = "{bar} {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"  # all in 80 columns
 
 
 def plan(numbers: Mapping[str, Any]) -> str:
@@ -26,8 +27,9 @@ def plan(numbers: Mapping[str, Any]) -> str:
         f"{n['targets'] / n['tokens']:.0%} of them targets; {n['held_out']:,} held out\n"
         f"{n['steps']:,} steps of {n['batch_size']} conversations, about "
         f"{n['tokens'] * n['batch_size'] / n['conversations']:,.0f} tokens each, at most "
-        f"{n['micro_batch_tokens']:,} at once on {n['processes']} device(s); "
-        f"memory about {gigabytes(n['memory'])}\n"
+        f"{n['micro_batch_tokens']:,} at once on {n['processes']} "
+        f"device{'s' if n['processes'] > 1 else ''}; memory about {gigabytes(n['memory'])}, and "
+        "what the program takes\n"
         f"everything goes to {n['folder']}"
     )
 
@@ -62,8 +64,8 @@ class StepBar:
     """
 
     def __init__(self, steps: int, done: int, shown: bool) -> None:
-        self.bar = tqdm(total=steps, initial=done, unit="step", disable=None if shown else True)
-        self.smoothed: float | None = None
+        self.bar = tqdm(total=steps, initial=done, bar_format=BAR, disable=None if shown else True)
+        self.average: float | None = None
         self.steps, self.done, self.shown = steps, done, shown
         self.shown_last = time.monotonic()
 
@@ -74,11 +76,11 @@ class StepBar:
     def update(self, step: Step, lr: float, trouble: str) -> None:
         """Shows one more step, and before its numbers what is wrong, if anything is."""
         if math.isfinite(step.loss):
-            before = step.loss if self.smoothed is None else self.smoothed
-            self.smoothed = SMOOTHING * before + (1 - SMOOTHING) * step.loss
-        smoothed = math.nan if self.smoothed is None else self.smoothed
+            before = step.loss if self.average is None else self.average
+            self.average = SMOOTHING * before + (1 - SMOOTHING) * step.loss
+        average = math.nan if self.average is None else self.average
         text = f"{trouble}, " if trouble else ""
-        text += f"loss {step.loss:.3f}, smoothed {smoothed:.3f}, lr {lr:.1e}"
+        text += f"loss {step.loss:.3f}, avg {average:.3f}, lr {lr:.1e}"
         text += f", {step.speed:,.0f} tokens/s"
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
@@ -102,7 +104,7 @@ def time_left(seconds: float, device: str, measured_on: str) -> str:
     text = f"about {duration(seconds)} left on this {device}, by {measured_on}"
     if seconds < DAY:
         return text
-    return f"{text}: a GPU is faster by far, --max-steps shortens it, and --demo takes two minutes"
+    return f"{text}: a GPU is faster by far, --max-steps shortens it, and --demo takes a minute"
 
 
 def summary(

@@ -25,6 +25,7 @@ CHOICES = {
     "device": ("auto", "cuda", "mps", "cpu"),
     "checkpoint_activations": ("auto", "on", "off"),
 }
+HUB = "hub:"  # before the name of a repo that is a backup
 # The steps of a run do not depend on these, so it can go on with others.
 FREE_ON_RESUME = {
     "output", "resume", "demo", "keep", "backup", "save_every", "eval_every", "sample_prompts",
@@ -63,7 +64,9 @@ class TrainConfig:
     data_weights: tuple[float, ...] = flag(
         (), "each data set's share of an epoch, in any unit (default: by its size)"
     )
-    demo: bool = flag(False, "train the embedded demo: about two minutes on two CPU cores")
+    demo: bool = flag(
+        False, "train the embedded demo, with defaults of its own: a minute on two CPU cores"
+    )
     output: str | None = flag(None, "the run's folder (default: runs/MODEL-DATA)")
     resume: bool = flag(
         False, "go on where --output, or else the newest run, has stopped; start if there is none"

@@ -65,7 +65,7 @@ def write_model(source: Source, folder: Path, dtype_name: str, max_shard_bytes: 
             lost = write_weights(weights, dtype, max_shard_bytes, temporary, bar.update)
     adapted = sum(map(weights.is_adapted, weights.shapes))
     return (
-        f"{folder}: {source.model.name} with {adapted} layers merged, {gigabytes(total)} in "
+        f"{folder}: {source.model.name} with {adapted} matrices changed, {gigabytes(total)} in "
         f"{CONFIG_NAMES[dtype]}; rounding changed the adapter's part by {lost:.2%}"
         + ("" if dtype == torch.float32 else " (--dtype fp32 keeps it exact)")
     )

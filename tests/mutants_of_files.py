@@ -54,6 +54,31 @@ FILES = [
         "test_stopping.py::test_whenever_it_is_asked_to_stop_it_saves_and_goes_on",
     ),
     Mutant(
+        "a removed folder loses files before the disk knows that it has lost its name",
+        "",
+        "lora/durable.py",
+        "        folder.rename(doomed)\n        flush_folder(folder.parent)\n",
+        "        folder.rename(doomed)\n",
+        "test_power_loss.py::test_whatever_is_left_nothing_is_lost_and_the_next_start_succeeds",
+    ),
+    Mutant(
+        "nobody waits for the names of new folders",
+        "",
+        "lora/durable.py",
+        "        flush_folder(one.parent)",
+        "        pass",
+        "test_power_loss.py::test_whatever_is_left_nothing_is_lost_and_the_next_start_succeeds",
+    ),
+    Mutant(
+        "two processes replace the same damaged tokens at once",
+        "",
+        "data/token_cache.py",
+        "        fcntl.flock(descriptor, how)\n",
+        "        pass\n",
+        "test_token_cache.py"
+        "::test_two_that_replace_a_damaged_folder_at_once_do_it_one_after_the_other",
+    ),
+    Mutant(
         "files are written straight into the checkpoint's folder",
         "huggingface/transformers#27820",
         "lora/durable.py",

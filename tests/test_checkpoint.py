@@ -97,7 +97,7 @@ def test_a_state_with_another_set_of_tensors_is_refused_and_changes_nothing(tmp_
             tensors[name + "x"] = tensors[name].clone()
         else:
             tensors[name] = tensors[name][None].clone()
-        folder = tmp_path / str(number)
+        folder = tmp_path / str(number) / "step-000003"
         publish_folder(folder, good | {file: save(tensors)})
         model, optimizer = adapted()
         before = [p.detach().clone() for _, p in trainable(model)]

@@ -28,7 +28,7 @@ def test_a_run_its_adapter_and_a_checkpoint_are_exported(here, capsys, name):
     """The base is where training had it."""
     assert export.command([name, "--merged", "merged"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("merged: model with 4 layers merged, ") and out.count("\n") == 1
+    assert out.startswith("merged: model with 4 matrices changed, ") and out.count("\n") == 1
     merged, base = read_all(here / "merged"), read_all(here / "model")
     adapter = load_file(here / "run" / "adapter" / "adapter_model.safetensors")
     assert adapter.keys() == load_file(here / "run/checkpoints/step-000004" / WEIGHTS).keys()

@@ -187,7 +187,7 @@ def test_it_has_the_bases_tensors_and_one_head(tmp_path, name):
     assert same_bits(drop(got, changed), drop(base, changed))
     assert got.keys() == base.keys()
     assert all(got[n].shape == base[n].shape and not torch.equal(got[n], base[n]) for n in changed)
-    assert f"with {len(changed)} layers merged" in text
+    assert f"with {len(changed)} matrices changed" in text
     load_theirs(tmp_path / "merged")
 
 
