@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from model.llama import Llama
 
+PROCESSOR_HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported
 # Rows up to which reading the weights costs more than multiplying by them.
 FEW_ROWS = 8
 ROWS_AT_A_TIME = 32  # of a prompt
@@ -42,8 +43,9 @@ class PackedLinear(nn.Linear):
 
     @staticmethod
     def takes(linear: nn.Linear) -> bool:
-        """Whether the kernel can stand in for this layer."""
-        return torch.backends.mkldnn.is_available() and is_plain_bf16(linear)
+        """Whether the kernel can stand in for this layer, on a processor that it is made for."""
+        has_onednn = torch.backends.mkldnn.is_available()
+        return has_onednn and PROCESSOR_HAS_BF16() and is_plain_bf16(linear)
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out), in bfloat16."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from model.config import LlamaConfig
+from model.cpu_linear import PROCESSOR_HAS_BF16
 from model.llama import Llama
 
 # Their fixtures are for the tests of one subject each.
@@ -29,6 +30,10 @@ pytest_plugins = [
 ]
 ROOT = Path(__file__).parents[1]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+needs_bf16 = pytest.mark.skipif(
+    not PROCESSOR_HAS_BF16(), reason="needs a processor that oneDNN has bfloat16 kernels for"
+)
+OTHER_HARDWARE = ("needs a CUDA device", "needs a processor")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_cuda)])
@@ -117,12 +122,13 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 def note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     """Remembers what was skipped though this machine could run it."""
-    if report.skipped and "needs a CUDA device" not in str(report.longrepr):
+    reason = str(report.longrepr)
+    if report.skipped and not any(hardware in reason for hardware in OTHER_HARDWARE):
         skipped.append(f"{report.nodeid}: {report.longrepr}")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With NO_SKIPS set, a test that was skipped for want of anything but a GPU is a failure."""
+    """With NO_SKIPS set, a test that was skipped for want of anything but hardware is a failure."""
     if os.environ.get("NO_SKIPS") and skipped:
         print("\nskipped, and NO_SKIPS is set:", *skipped, sep="\n  ")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_llama
+from conftest import needs_bf16, tiny_llama
 from torch import nn
 
 from app.engine import Engine
@@ -52,6 +52,7 @@ def error(found: torch.Tensor, exact: torch.Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
+@needs_bf16
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (48, 211), (88, 48), (576, 1536)])
 @pytest.mark.parametrize("rows", [1, 2, 8, 9, 130])
 def test_a_packed_layer_rounds_no_more_than_a_plain_one(inputs, outputs, rows):
@@ -92,22 +93,33 @@ def test_each_output_is_rounded_to_the_nearest_of_its_own_steps(dtype):
     assert Int8Linear(layer)(random_rows(1, 48)).isfinite().all()
 
 
-def test_only_what_the_kernels_take_is_replaced():
+@pytest.mark.parametrize(
+    ("name", "kind"), [pytest.param(None, PackedLinear, marks=needs_bf16), ("int8", Int8Linear)]
+)
+def test_only_what_the_kernels_take_is_replaced(name, kind):
     model = tiny_llama()
     kinds = [type(m) for m in arrange_for_answers(copy.deepcopy(model)).modules()]
     assert kinds == [type(m) for m in model.modules()]
     model = model.bfloat16()
     model.model.layers[0].mlp.up_proj.bias = nn.Parameter(torch.ones(88, dtype=torch.bfloat16))
-    for name, kind in ((None, PackedLinear), ("int8", Int8Linear)):
-        arranged = arrange_for_answers(copy.deepcopy(model), name)
-        found = {n: type(m) for n, m in arranged.named_modules() if isinstance(m, nn.Linear)}
-        assert found.pop("model.layers.0.mlp.up_proj") is FrozenLinear
-        # These have 60 and 88 inputs, which the 8-bit kernel cannot divide by 16.
-        odd = {found.pop(n) for n in list(found) if n.endswith(("o_proj", "down_proj"))}
-        assert odd == {PackedLinear if name is None else FrozenLinear}
-        assert set(found.values()) == {kind} and "lm_head" in found
+    arranged = arrange_for_answers(copy.deepcopy(model), name)
+    found = {n: type(m) for n, m in arranged.named_modules() if isinstance(m, nn.Linear)}
+    assert found.pop("model.layers.0.mlp.up_proj") is FrozenLinear
+    # These have 60 and 88 inputs, which the 8-bit kernel cannot divide by 16.
+    odd = {found.pop(n) for n in list(found) if n.endswith(("o_proj", "down_proj"))}
+    assert odd == {PackedLinear if name is None else FrozenLinear}
+    assert set(found.values()) == {kind} and "lm_head" in found
 
 
+def test_a_processor_without_the_kernels_answers_with_the_plain_layers(monkeypatch):
+    """Seen to fail, by a RuntimeError, on one without AVX-512."""
+    monkeypatch.setattr(cpu_linear, "PROCESSOR_HAS_BF16", lambda: False)
+    model = tiny_llama().bfloat16().eval()
+    arranged = arrange_for_answers(copy.deepcopy(model))
+    assert [type(m) for m in arranged.modules()] == [type(m) for m in model.modules()]
+
+
+@needs_bf16
 def test_a_packed_weight_is_held_once():
     model = tiny_llama().bfloat16()
     stored = [weakref.ref(m.weight) for m in model.modules() if isinstance(m, nn.Linear)]
