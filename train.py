@@ -90,7 +90,7 @@ def train(run: Run, done: int) -> int:
     if run.steps > 0 and not run.was_evaluated(done):
         evaluate_if_due(run, done)
     started = time.perf_counter()
-    with closing(StepBar(run.steps, done, shown=run.world.is_main)) as bar:
+    with closing(StepBar(run.steps, done, run.folder.losses(), run.world.is_main)) as bar:
         while done < run.steps:
             step = train_step(run, done)
             if step is None:

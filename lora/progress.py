@@ -60,12 +60,15 @@ class StepBar:
     Args:
         steps: of the whole run.
         done: of these, so far.
+        losses: of those, as far as they were finite.
         shown: False for a process that keeps quiet.
     """
 
-    def __init__(self, steps: int, done: int, shown: bool) -> None:
+    def __init__(self, steps: int, done: int, losses: Sequence[float], shown: bool) -> None:
         self.bar = tqdm(total=steps, initial=done, bar_format=BAR, disable=None if shown else True)
-        self.average: float | None = None
+        self.average = math.nan
+        for loss in losses:
+            self.take(loss)
         self.steps, self.done, self.shown = steps, done, shown
         self.shown_last = time.monotonic()
 
@@ -73,14 +76,17 @@ class StepBar:
         """Leaves the bar as it is."""
         self.bar.close()
 
+    def take(self, loss: float) -> None:
+        """Lets one more loss into the average, unless it is not finite."""
+        if math.isfinite(loss):
+            before = loss if math.isnan(self.average) else self.average
+            self.average = SMOOTHING * before + (1 - SMOOTHING) * loss
+
     def update(self, step: Step, lr: float, trouble: str) -> None:
         """Shows one more step, and before its numbers what is wrong, if anything is."""
-        if math.isfinite(step.loss):
-            before = step.loss if self.average is None else self.average
-            self.average = SMOOTHING * before + (1 - SMOOTHING) * step.loss
-        average = math.nan if self.average is None else self.average
+        self.take(step.loss)
         text = f"{trouble}, " if trouble else ""
-        text += f"loss {step.loss:.3f}, avg {average:.3f}, lr {lr:.1e}"
+        text += f"loss {step.loss:.3f}, avg {self.average:.3f}, lr {lr:.1e}"
         text += f", {step.speed:,.0f} tokens/s"
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()

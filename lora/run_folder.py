@@ -244,6 +244,10 @@ class RunFolder:
                     records.append(record)
         return records
 
+    def losses(self) -> list[float]:
+        """The loss of each step that changed the weights."""
+        return [r["loss"] for r in self.records() if isinstance(r.get("loss"), float)]
+
     def was_evaluated(self, done: int) -> bool:
         """Whether an evaluation, or an answer, after `done` steps was logged."""
         looks = ({"eval_loss", "sample"} & r.keys() for r in self.records() if r["step"] == done)
