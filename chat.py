@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import socket
 import sys
@@ -86,9 +85,6 @@ def is_served() -> bool:
 
 def main(arguments: list[str]) -> int:
     """Dispatches the command line; returns the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal without emoji shows ? instead
-            stream.reconfigure(errors="replace")
     if arguments[:1] == ["ask"]:
         question = parse(
             AskConfig, arguments[1:], "chat.py ask", "Streams the answer to a question."

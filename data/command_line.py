@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import io
 import itertools
 import os
 import sys
@@ -155,6 +156,9 @@ def one_line(message: str, most: int = 280) -> str:
 
 def run_command(program: str, command: Callable[[], None]) -> int:
     """Runs a command; what a user can cause becomes one line on stderr. Returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without emoji shows ? instead
+            stream.reconfigure(errors="replace")
     try:
         command()
         return 0

@@ -9,9 +9,9 @@
         manifest.json   size and sha256 of the above, written last
       building-*/       one that is being made; renamed to KEY when it is whole
 
-A process that is killed leaves a folder under a name that nobody looks for, and whose lock nobody
-holds: the next one that makes files removes it. Two that make the same files at once each make
-their own, and the first to finish publishes them.
+A process that is killed leaves a folder under a name that nobody looks for; after a day, when it is
+no living one's, the next that makes files removes it. Two that make the same files at once each
+make their own, and the first to finish publishes them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -117,54 +117,37 @@ def load_or_make(folder: Path, make: Callable[[Path], None], load: Callable[[Pat
 
 @contextmanager
 def building_folder(cache: Path) -> Iterator[Path]:
-    """A new folder in the cache, removed again unless it was published.
-
-    Whoever builds in one holds its lock, so that what a killed process left can be told.
-    """
+    """A new folder in the cache, removed again unless it was published."""
     cache.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as building:
-        with locked(cache):
-            for old in cache.glob(PREFIX + "*"):
-                remove_abandoned(old)
-            new = Path(tempfile.mkdtemp(prefix=PREFIX, dir=cache))
-            building.enter_context(locked(new))
-        try:
-            yield new
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+    for old in cache.glob(PREFIX + "*"):
+        with suppress(OSError):  # another process may be removing it
+            if time.time() - old.stat().st_mtime > ABANDONED_AFTER:
+                remove(old)
+    new = Path(tempfile.mkdtemp(prefix=PREFIX, dir=cache))
+    try:
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Removes a folder that nobody builds in any more; where there are no locks, after a day."""
-    with suppress(OSError):  # another process has its lock, or has just published it
-        with locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_certain:
-            if is_certain or time.time() - folder.stat().st_mtime > ABANDONED_AFTER:
-                shutil.rmtree(folder)
+def remove(path: Path) -> None:
+    """Removes a folder, or the file or link that somebody has put in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 @contextmanager
-def locked(folder: Path, how: int = fcntl.LOCK_EX) -> Iterator[bool]:
-    """Holds the lock of a folder, which is gone with the process; True unless there are no locks.
-
-    Raises:
-        BlockingIOError: another process has it, and `how` is not to wait.
-    """
+def locked(folder: Path) -> Iterator[None]:
+    """Waits for the lock of a folder and holds it; it is gone with the process."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield has_lock(descriptor, how)
+        with suppress(OSError):  # a network drive that knows no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)
-
-
-def has_lock(descriptor: int, how: int) -> bool:
-    """Takes a lock; False where a network drive knows none. Raises BlockingIOError as `flock`."""
-    try:
-        fcntl.flock(descriptor, how)
-    except BlockingIOError:
-        raise
-    except OSError:
-        return False
-    return True
 
 
 def seal(folder: Path) -> None:
@@ -191,7 +174,8 @@ def publish(new: Path, folder: Path) -> None:
                 return
             folder.rename(damaged)
         new.rename(folder)
-    shutil.rmtree(damaged, ignore_errors=True)
+    with suppress(OSError):
+        remove(damaged)
     sync(folder.parent)
 
 

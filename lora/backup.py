@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
+from lora.checkpoint_folder import STATE, check_step, checkpoint_name, settings_in, steps_of
 from lora.durable import MANIFEST, manifest, verify_files
-from lora.run_folder import CHECKPOINT_NAME, CONFIG, checkpoint_name, settings_in
+from lora.run_folder import CONFIG
 from lora.train_config import differences
 
 KEPT = 2  # copies, the newest
@@ -89,8 +90,7 @@ class Backup:
         A folder is one if it has the name of one, and in it a manifest or a configuration.
         """
         folders = self.place.folders() if self.place else {}
-        names = [name for name, files in folders.items() if files & {MANIFEST, CONFIG}]
-        return sorted(int(match[1]) for match in map(CHECKPOINT_NAME.fullmatch, names) if match)
+        return steps_of(name for name, files in folders.items() if files & {MANIFEST, CONFIG})
 
     def newest(self) -> tuple[int, dict[str, bytes]] | None:
         """The newest whole copy. What is wrong with newer ones is news, and they are obsolete.
@@ -110,6 +110,7 @@ class Backup:
                 ) from None
             try:
                 names = verify_files(where, files)
+                check_step(step, where, files.get(STATE, b""))
                 return step, {name: files[name] for name in names}
             except ValueError as error:
                 self.damaged.add(step)

@@ -25,11 +25,11 @@ from safetensors.torch import save as bytes_of
 from torch import Tensor, nn
 
 from lora.adapter import WEIGHTS_FILE, adapter_files, adapter_tensors
+from lora.checkpoint_folder import STATE
 from lora.config import BaseModel, LoRAConfig
 from lora.durable import verify_folder
-from lora.run_folder import checkpoint_name
 
-OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "state.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -57,7 +57,7 @@ def checkpoint_files(
     state = {"step": step, "scaler": scaler.state_dict()}
     return adapter_files(model, config, base) | {
         OPTIMIZER_FILE: bytes_of(moments),
-        STATE_FILE: (json.dumps(state, indent=2) + "\n").encode(),
+        STATE: (json.dumps(state, indent=2) + "\n").encode(),
     }
 
 
@@ -73,9 +73,7 @@ def load_checkpoint(
         ValueError: if a file is not what was written, or not this model's; all is as before then.
     """
     verify_folder(folder)
-    step, scale = read_state(folder / STATE_FILE)
-    if folder.name != checkpoint_name(step):
-        raise ValueError(f"{folder} is the checkpoint after step {step}: rename or remove it")
+    step, scale = read_state(folder / STATE)
     saved, moments = (read_tensors(folder / name) for name in (WEIGHTS_FILE, OPTIMIZER_FILE))
     own = adapter_tensors(model)
     expected = expected_moments(model) if moments else {}  # none if no step was finite so far

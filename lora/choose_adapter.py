@@ -9,10 +9,11 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+from lora.checkpoint_folder import CHECKPOINT_NAME
 from lora.config import CARD, CONFIG_FILE, BaseModel, read_config
 from lora.durable import MANIFEST, UNFINISHED, verify_folder
 from lora.repair import whole_config
-from lora.run_folder import CHECKPOINT_NAME, CONFIG, RunFolder
+from lora.run_folder import CONFIG, RunFolder
 
 
 def find_adapter(path: Path) -> Path:

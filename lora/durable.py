@@ -28,6 +28,8 @@ SEAL = "sha256"  # the last entry of a sealed file
 PLAIN_NAME = re.compile(r"\w[\w.-]*")  # of a file in a folder; nothing that leads elsewhere
 UNFINISHED = ".unfinished-"
 REPLACED = f"{UNFINISHED}replaced-"
+# What reading a file raises that is not there; all else may pass.
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, KeyError)
 
 
 def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -38,7 +40,7 @@ def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """
     temporary = folder.with_name(f"{UNFINISHED}{folder.name}")
     replaced = folder.with_name(f"{REPLACED}{folder.name}")
-    if replaced.exists() and not folder.exists():  # the program was killed between the two renames
+    if replaced.exists() and not os.path.lexists(folder):  # killed between the two renames
         replaced.rename(folder)
     for leftover in (temporary, replaced):
         remove_folder(leftover)
@@ -49,7 +51,7 @@ def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         write_file(temporary / MANIFEST, manifest(files))
         flush_folder(temporary)
         verify_folder(temporary)
-        if folder.exists():
+        if os.path.lexists(folder):
             folder.rename(replaced)
         temporary.rename(folder)
         flush_folder(folder.parent)
@@ -135,7 +137,8 @@ def unfinished(path: Path) -> Iterator[Path]:
             f"{path} could not be written ({error.strerror or error}), and nothing is left of it; "
             "make room, or choose another place"
         ) from None
-    flush_folder(path.parent)
+    with contextlib.suppress(OSError):  # it is there, and can be made again
+        flush_folder(path.parent)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -151,49 +154,66 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder, and those above it, if need be; waits until the disk has them."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    """Makes a folder, and those above it, if need be; waits until the disk has them.
+
+    Also those that are there: whoever made them may have been killed before they were on disk.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for one in missing:
+    for one in (folder, *folder.parents):
         flush_folder(one.parent)
 
 
 def flush_folder(folder: Path) -> None:
-    """Waits until the disk has the names in a folder; some file systems cannot be asked to."""
-    with contextlib.suppress(OSError):
+    """Waits until the disk has the names in a folder; some file systems cannot be asked to.
+
+    Raises:
+        OSError: if the disk is full or broken.
+    """
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def remove_folder(folder: Path) -> None:
     """Removes a folder if it is there. Under its old name it is either whole or gone."""
     if folder.name.startswith(UNFINISHED):
-        shutil.rmtree(folder, ignore_errors=True)
-    elif folder.exists():
+        remove_unfinished(folder)
+    elif os.path.lexists(folder):
         doomed = folder.with_name(f"{UNFINISHED}removed-{folder.name}")
-        shutil.rmtree(doomed, ignore_errors=True)
+        remove_unfinished(doomed)
         folder.rename(doomed)
         flush_folder(folder.parent)
-        shutil.rmtree(doomed, ignore_errors=True)
+        remove_unfinished(doomed)
 
 
 def remove_unfinished(path: Path) -> None:
-    """Removes what a killed program left under a temporary name: a folder, a file, or nothing."""
-    remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
+    """Removes what has a temporary name: a folder, a file, a link, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def remove_leftovers(parent: Path) -> None:
+def remove_leftovers(parent: Path, of: str = "") -> None:
     """Removes what a killed program left unfinished in a folder.
 
     A folder that was being replaced stays: it may be the only whole one, and `publish_folder` puts
     it back or removes it.
+
+    Args:
+        parent: the folder.
+        of: how the names begin of what was unfinished; all others are another program's.
     """
     for leftover in parent.iterdir():
-        if leftover.name.startswith(UNFINISHED) and not leftover.name.startswith(REPLACED):
-            remove_unfinished(leftover)
+        if leftover.name.startswith((f"{UNFINISHED}{of}", f"{UNFINISHED}removed-{of}")):
+            if not leftover.name.startswith(REPLACED):
+                remove_unfinished(leftover)
 
 
 def manifest(files: Mapping[str, bytes]) -> bytes:
@@ -236,6 +256,7 @@ def verify_folder(folder: Path, free: Collection[str] = ()) -> None:
 
     Raises:
         ValueError: naming the first file that is missing or different.
+        OSError: if a file is there and cannot be read, which may pass.
     """
     check_content(folder, lambda name: (folder / name).read_bytes(), free)
 
@@ -252,14 +273,14 @@ def check_content(
     try:
         listing = json.loads(read(MANIFEST))["files"]
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in listing.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (*MISSING, ValueError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{where} is damaged: {MANIFEST} cannot be read") from None
     for name, (size, sha256) in expected.items():
         if name in free:
             continue
         try:
             content = read(name) if PLAIN_NAME.fullmatch(name) else b""
-        except (OSError, KeyError):
+        except MISSING:
             raise ValueError(f"{where} is damaged: {name} is missing") from None
         if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
             raise ValueError(f"{where} is damaged: {name} is not what was written")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora.durable import (
     MANIFEST,
-    make_folder,
+    flush_folder,
     publish_folder,
     remove_folder,
     remove_leftovers,
@@ -58,8 +58,10 @@ class FolderPlace:
         return (self.path / folder / name).read_bytes()
 
     def replace(self, folder: str, files: Mapping[str, bytes], obsolete: Collection[str]) -> None:
-        make_folder(self.path)
-        remove_leftovers(self.path)
+        if not self.path.is_dir():
+            self.path.mkdir()  # never those above it: see `open`
+            flush_folder(self.path.parent)
+        remove_leftovers(self.path, of="step-")
         if not self.has(folder, files[MANIFEST]):
             contents = {name: content for name, content in files.items() if name != MANIFEST}
             publish_folder(self.path / folder, contents)

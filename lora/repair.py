@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lora.checkpoint_folder import settings_in
 from lora.durable import is_sealed, replace_file
-from lora.run_folder import CONFIG, DATA, METRICS, OWN_FILES, RunFolder, settings_in
+from lora.run_folder import CONFIG, DATA, METRICS, OWN_FILES, RunFolder
 from lora.train_config import differences
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lora.backup import Backup
+from lora.checkpoint_folder import settings_in, step_of
 from lora.repair import whole_config
-from lora.run_folder import CONFIG, OWN_FILES, RunFolder, settings_in, step_of
+from lora.run_folder import CONFIG, OWN_FILES, RunFolder
 from lora.train_config import continued, differences
 
 

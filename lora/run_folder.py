@@ -17,12 +17,16 @@ import errno
 import fcntl
 import json
 import os
-import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from lora.checkpoint_folder import (
+    check_checkpoint,
+    checkpoint_name,
+    steps_in,
+)
 from lora.durable import (
     MANIFEST,
     as_json,
@@ -36,7 +40,6 @@ from lora.durable import (
 )
 from lora.train_config import check_kinds
 
-CHECKPOINT_NAME = re.compile(r"step-(\d{6,})")
 CONFIG, DATA, METRICS, LOCK = "config.json", "data.json", "metrics.jsonl", "run.lock"
 OWN_FILES = (CONFIG, DATA, METRICS)
 
@@ -157,14 +160,23 @@ class RunFolder:
         return steps_in(self.checkpoints)
 
     def newest_checkpoint(self) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint that is whole, and why each newer one is not."""
+        """The newest checkpoint that is whole, and why each newer one is not.
+
+        Raises:
+            ValueError: one cannot be read at all. That may pass, and going back would lose it.
+        """
         reasons: list[str] = []
         for step in reversed(self.saved_steps()):
             try:
-                verify_folder(self.checkpoint(step))
+                check_checkpoint(self.checkpoint(step))
                 return self.checkpoint(step), reasons
             except ValueError as error:
                 reasons.append(str(error))
+            except OSError as error:
+                raise ValueError(
+                    f"{self.checkpoint(step)} cannot be read ({error.strerror}): run the same "
+                    "command again, or remove it to go on from the one before it"
+                ) from None
         return None, reasons
 
     def publish_checkpoint(self, step: int, files: Mapping[str, bytes], keep: int) -> None:
@@ -177,7 +189,7 @@ class RunFolder:
             return
         folder = self.checkpoint(step)
         try:
-            verify_folder(folder)  # there already: replacing it could only harm it
+            check_checkpoint(folder)  # there already: replacing it could only harm it
         except ValueError:
             try:
                 publish_folder(folder, files)
@@ -258,33 +270,6 @@ class RunFolder:
         if self.metrics:
             self.metrics.write(json.dumps(record) + "\n")
             self.metrics.flush()
-
-
-def checkpoint_name(step: int) -> str:
-    """The name of the folder of the checkpoint after `step` steps."""
-    return f"step-{step:06d}"
-
-
-def step_of(checkpoint: Path) -> int:
-    """After how many steps a checkpoint was made, by its name."""
-    match = CHECKPOINT_NAME.fullmatch(checkpoint.name)
-    assert match, checkpoint
-    return int(match[1])
-
-
-def steps_in(folder: Path) -> list[int]:
-    """After how many steps there are checkpoints in a folder, the oldest first."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(match[1]) for match in map(CHECKPOINT_NAME.fullmatch, names) if match)
-
-
-def settings_in(config: bytes) -> dict[str, Any]:
-    """What a config.json says; empty if it is damaged."""
-    try:
-        settings = json.loads(config)
-    except (ValueError, RecursionError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
 
 
 def free_name(folder: Path) -> Path:

@@ -12,9 +12,10 @@ from data.repo import Repo
 from data.snapshot import HubError
 from data.upload import commit_files, list_repo, open_repo
 from lora.adapter import WEIGHTS_FILE
+from lora.checkpoint_folder import CHECKPOINT_NAME
 from lora.config import CARD, CONFIG_FILE, BaseModel
 from lora.model_card import CardFacts, is_on_hub, model_card
-from lora.run_folder import CHECKPOINT_NAME, DATA
+from lora.run_folder import DATA
 from publish.curve import draw_curve
 from publish.source import Source
 

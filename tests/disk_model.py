@@ -1,8 +1,8 @@
 """What a folder holds after each operation, and what would be left of it if the power went then.
 
-While a block is watched, Python reports every call of a function that can change a file or a
+While a block is watched, Python reports every call of its own functions that can change a file or a
 folder, whichever library makes it (`threading.setprofile`, `sys.setprofile`), and the folder is
-looked at. From POSIX a program may expect this much, and no more:
+looked at after each. From POSIX a program may expect this much, and no more:
 
     - the content of a file, as it was at its last fsync, is there, if the file's name is;
     - the names in a folder are those of its last fsync, or of any moment since.
@@ -13,7 +13,9 @@ or half of it; each folder the names of one moment since its last fsync. Nothing
 
 from __future__ import annotations
 
+import io
 import os
+import posix
 import random
 import sys
 import threading
@@ -120,16 +122,20 @@ class Watcher:
 @contextmanager
 def watched(root: Path) -> Iterator[list[Moment]]:
     """The moments of a folder while a block runs; what is there before is on disk."""
-    watcher, fsync = Watcher(root), os.fsync
+    watcher, fsync, one_thread_at_a_time = Watcher(root), os.fsync, threading.RLock()
     watcher.look()
 
     def called(frame: object, event: str, function: Any) -> None:
-        if event == "c_return" and getattr(function, "__name__", "") in CHANGES:
-            watcher.look()
+        owner = getattr(function, "__self__", None)  # an open file, or the module of a function
+        is_of_files = isinstance(owner, io.IOBase) or owner in (posix, io.open.__self__)
+        if event == "c_return" and is_of_files and function.__name__ in CHANGES:
+            with one_thread_at_a_time:
+                watcher.look()
 
     def synced(descriptor: int) -> None:
-        fsync(descriptor)
-        watcher.synced(descriptor)
+        with one_thread_at_a_time:
+            fsync(descriptor)
+            watcher.synced(descriptor)
 
     before = sys.getprofile()
     os.fsync = synced

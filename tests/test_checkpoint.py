@@ -15,10 +15,10 @@ from safetensors.torch import load, save
 
 from lora.adapter import WEIGHTS_FILE
 from lora.checkpoint import OPTIMIZER_FILE, checkpoint_files, load_checkpoint, trainable
+from lora.checkpoint_folder import checkpoint_name, steps_in
 from lora.config import BaseModel, LoRAConfig
 from lora.durable import publish_folder
 from lora.inject import add_lora
-from lora.run_folder import checkpoint_name, steps_in
 from model.attention import Packed
 from model.llama import Llama
 

@@ -12,6 +12,7 @@ import errno
 import io
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,16 +113,19 @@ def test_an_error_of_the_system_is_told_in_a_line_and_leaves_nothing(
             count = fail_at(patch, place, call, error)
             status = export.command([*arguments, "--max-shard-size", f"{SHARDS}B"])
         err = capsys.readouterr().err
-        if status == 0:
+        if next(count) <= call:
+            assert status == 0
             break
+        if status == 0:
+            assert place == "fsync"  # a folder's own, as some file systems have none
+            shutil.rmtree(tmp_path / "a")
+            continue
         told += 1
         assert status == 2 and err.count("\n") == 1 and len(err) <= 300, err
         assert err.startswith(f"export.py: {folder} could not be written ({os.strerror(error)})")
         assert "nothing is left of it; make room, or choose another place" in err
         assert list(tmp_path.iterdir()) == []
-        assert next(count) > call
     # Writes: a header and at least one tensor in each of two files of weights, and three others.
-    # Folders' own fsync may fail, as some file systems have none.
     assert told >= {"write": 2 * 2 + 3, "fsync": FILES, "rename": 1, "mkdir": 4}[place]
     assert folder.is_dir() and not litter(tmp_path)
 

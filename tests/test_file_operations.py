@@ -3,7 +3,8 @@
 Python itself announces each open, rename, mkdir, unlink and rmdir, whichever module asks for it
 (`sys.addaudithook`), so that none is overlooked; with `os.fsync`, at which a file may be torn, they
 are the moments at which what is on disk changes. Every case is a forked process, since a hook
-stays. About 60 seconds.
+stays. A killed build of tokens leaves a folder under a name that nobody looks for, which goes a day
+later (tests/test_token_cache_kills.py). About 60 seconds.
 
 Seen to fail when a folder of copies kept what a killed removal of the oldest had left.
 """
@@ -205,7 +206,6 @@ def cache(root: Path) -> None:
 
 
 def check_cached(root: Path, again: bool) -> None:
-    """A folder that is whole stays the only one; what a killed build left goes with the next."""
     folder = root / "cache" / "key"
     assert token_cache.damage_of(folder) is None if folder.exists() else not again
 

@@ -23,7 +23,8 @@ from small_runs import flags, litter, outcome, workplace
 from test_file_operations import CASES, cache
 
 import train
-from lora.run_folder import RunFolder, step_of
+from lora.checkpoint_folder import step_of
+from lora.run_folder import RunFolder
 
 LEFT: dict[str, Callable[[Moment, Path], None]] = {
     "killed": Moment.now,

@@ -22,7 +22,8 @@ import pytest
 from small_runs import flags, forked, litter, metrics, outcome, status
 
 import train
-from lora.run_folder import RunFolder, step_of
+from lora.checkpoint_folder import step_of
+from lora.run_folder import RunFolder
 
 KILLS, SAVE_EVERY = 10, 2
 LONG = [pytest.param(seed, marks=pytest.mark.long) for seed in range(3, 103)]

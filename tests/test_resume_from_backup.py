@@ -26,8 +26,9 @@ from test_train_bad_input import refusal
 import train
 from data.batches import order_of_epoch
 from lora.backup import Backup
+from lora.checkpoint_folder import steps_in
 from lora.durable import manifest, publish_folder
-from lora.run_folder import CONFIG, RunFolder, steps_in
+from lora.run_folder import CONFIG, RunFolder
 
 STEPS = 20
 

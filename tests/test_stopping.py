@@ -101,7 +101,7 @@ PHASES: dict[str, tuple[Callable[[Hook], None], list[int] | None]] = {
     "accumulation": (in_the_middle_of_step_6, [5, 6]),
     "evaluation": (at_call(1, train, "evaluate"), [4]),
     "sampling": (at_call(1, train, "generate_batch"), [5, 10]),
-    "save": (at_call(3, durable, "flush_folder"), [5]),  # three are those of a start
+    "save": (at_call(0, durable, "manifest"), [5]),
 }
 
 

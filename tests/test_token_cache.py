@@ -225,6 +225,7 @@ def test_a_file_in_the_place_of_the_folder_is_replaced(
     (cache / key).write_text("not a folder")
     made(source, chat_format, cache)
     assert (cache / key / MANIFEST).is_file()
+    assert entries(cache) == [key]
 
 
 def test_a_cache_that_cannot_be_written_is_one_clear_line(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
@@ -50,7 +49,6 @@ print(kept.tokens.sum(), kept.targets.sum(), kept.digests.sum())
 def start(folder: Path, setup: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", CHILD.replace("{setup}", setup), str(folder)],
-        stdin=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -109,7 +107,6 @@ def test_a_killed_build_leaves_nothing_that_counts(folder: Path, source: Source,
     assert all(name.startswith("building-") for name in left - {key})
 
     there, _ = made(source, chat_format, folder / "cache")
-    assert key in left or entries(folder / "cache") == [key]
     expected, _ = made(source, chat_format, folder / "fresh")
     assert content(there) == content(expected)
 
@@ -142,17 +139,9 @@ def test_processes_that_build_the_same_at_once_do_no_harm(folder: Path, source: 
         assert token_cache.damage_of(folder / "cache" / key) is None
 
 
-@pytest.mark.parametrize("there_are_locks", [True, False])
-def test_folders_of_builds_that_died_are_removed(
-    tmp_path: Path,
-    source: Source,
-    chat_format: ChatFormat,
-    monkeypatch: pytest.MonkeyPatch,
-    there_are_locks: bool,
+def test_folders_of_builds_that_died_are_removed_after_a_day(
+    tmp_path: Path, source: Source, chat_format: ChatFormat
 ):
-    """At once; where the drive has no locks, only when they are a day old: they may be alive."""
-    if not there_are_locks:
-        monkeypatch.setattr(token_cache.fcntl, "flock", no_locks)
     cache = tmp_path / "cache"
     for name in ("building-old", "building-new", "other-old"):
         (cache / name).mkdir(parents=True)
@@ -160,27 +149,5 @@ def test_folders_of_builds_that_died_are_removed(
         if name.endswith("old"):
             os.utime(cache / name, (0, 0))
     made(source, chat_format, cache)
-    assert entries(cache)[1:] == (
-        ["other-old"] if there_are_locks else ["building-new", "other-old"]
-    )
-
-
-def no_locks(*_: object) -> None:
-    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-
-def test_a_folder_in_which_another_process_builds_stays(
-    folder: Path, source: Source, chat_format: ChatFormat
-):
-    """Seen to fail when nobody held its lock."""
-    wait = "data.token_cache.seal = lambda *a: (print('building', flush=True), sys.stdin.read())"
-    child = start(folder, wait)
-    assert child.stdout and child.stdout.readline() == "building\n"
-    assert len(entries(folder / "cache")) == 1
-    made(source, chat_format, folder / "cache")
-    assert len(entries(folder / "cache")) == 2
-    child.kill()
-    child.communicate()
-    write_jsonl(source.files[0], random_rows(7))
-    made(source, chat_format, folder / "cache")
-    assert [name for name in entries(folder / "cache") if name.startswith("building-")] == []
+    left = {name for name in entries(cache) if "-" in name}
+    assert left == {"building-new", "other-old"}

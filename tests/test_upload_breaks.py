@@ -82,7 +82,7 @@ def test_a_kill_at_any_request_is_made_good_by_the_next_call(cut, alices_hub, so
 def test_a_kill_while_a_copy_takes_anothers_place_leaves_the_one_or_the_other(
     cut, alices_hub, tmp_path
 ):
-    """What a backup's every request is: the new one appears, and the old one goes, at once."""
+    """They are one commit: the new one appears and the old one goes at once."""
     old = {"step-1/a": "1", "step-1/x.bin": "1!"}
     with Uploader(alices_hub, tmp_path / "first") as alice:
         alice.open(IT)

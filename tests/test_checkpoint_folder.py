@@ -1,0 +1,115 @@
+"""What counts as a checkpoint, and as one that is gone: names, passing errors, links, drives.
+
+Seen to fail when an error of the disk was taken for damage, and the whole checkpoint then removed;
+when a folder's name was believed; when folders above a backup were made; when what stood under a
+temporary name was a link or a file, and stayed; and when another program's temporary folder went.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from small_runs import litter
+
+from lora.backup import Backup
+from lora.checkpoint_folder import steps_in
+from lora.durable import MANIFEST, manifest, publish_folder, verify_folder
+from lora.folder_backup import FolderPlace
+from lora.run_folder import RunFolder
+
+
+def state(step: int) -> dict[str, bytes]:
+    return {"weights": b"%06d" % step, "state.json": json.dumps({"step": step}).encode()}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "run", writes=True)
+    for step in (1, 2):
+        run.publish_checkpoint(step, state(step), keep=3)
+    return run
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "weights", "state.json"])
+def test_an_error_that_may_pass_is_no_damage(run, monkeypatch, name):
+    read = Path.read_bytes
+
+    def broken(path: Path) -> bytes:
+        if path == run.checkpoint(2) / name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", broken)
+        with pytest.raises(ValueError, match=r"step-000002 cannot be read \(Input/output error\)"):
+            run.newest_checkpoint()
+    assert run.newest_checkpoint() == (run.checkpoint(2), [])
+
+
+def test_a_checkpoint_under_anothers_name_does_not_count(run):
+    shutil.copytree(run.checkpoint(1), run.checkpoint(99))
+    newest, (reason,) = run.newest_checkpoint()
+    assert newest == run.checkpoint(2)
+    assert reason == f"{run.checkpoint(99)} is damaged: what is in it is step 1"
+    run.publish_checkpoint(99, state(99), keep=3)
+    assert run.newest_checkpoint() == (run.checkpoint(99), [])
+
+
+def test_only_names_that_the_program_writes_count(run):
+    shutil.copytree(run.checkpoint(1), run.checkpoints / "step-0000008")
+    assert run.saved_steps() == [1, 2]
+    run.publish_checkpoint(1234567, state(1234567), keep=2)
+    assert run.saved_steps() == [2, 1234567]
+
+
+def test_a_copy_under_anothers_name_is_not_taken(tmp_path):
+    place = FolderPlace(tmp_path)
+    for step in (1, 2):
+        place.replace(f"step-{step:06d}", state(step) | {MANIFEST: manifest(state(step))}, [])
+    shutil.copytree(tmp_path / "step-000001", tmp_path / "step-000099")
+    backup = Backup(place)
+    found = backup.newest()
+    assert found and found[0] == 2
+    assert "what is in it is step 1: it is not taken" in " ".join(backup.take_news())
+
+
+def test_a_drive_that_is_gone_is_an_error_and_not_made_anew(tmp_path):
+    drive = tmp_path / "mounted"
+    drive.mkdir()
+    place = FolderPlace(drive / "copies")
+    files = state(1) | {MANIFEST: manifest(state(1))}
+    place.replace("step-000001", files, [])
+    shutil.rmtree(drive)
+    with pytest.raises(OSError):
+        place.replace("step-000002", files, [])
+    assert not drive.exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "file"])
+def test_what_stands_in_a_folders_place_is_replaced_without_litter(tmp_path, kind):
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "adapter"
+    if kind == "link":
+        publish_folder(elsewhere, state(1))
+    if kind == "file":
+        folder.write_text("in the way")
+    else:
+        folder.symlink_to(elsewhere)
+    for step in (2, 3):
+        publish_folder(folder, state(step))
+        verify_folder(folder)
+        assert litter(tmp_path) == [] and not folder.is_symlink()
+    assert kind != "link" or not verify_folder(elsewhere)
+
+
+def test_what_another_program_has_not_finished_stays(tmp_path):
+    for name in (".unfinished-model", ".unfinished-step-000001", ".unfinished-removed-step-000002"):
+        (tmp_path / name).mkdir()
+    files = state(3) | {MANIFEST: manifest(state(3))}
+    FolderPlace(tmp_path).replace("step-000003", files, [])
+    assert litter(tmp_path) == [".unfinished-model"]
+    assert steps_in(tmp_path) == [3]
