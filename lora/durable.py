@@ -137,8 +137,7 @@ def unfinished(path: Path) -> Iterator[Path]:
             f"{path} could not be written ({error.strerror or error}), and nothing is left of it; "
             "make room, or choose another place"
         ) from None
-    with contextlib.suppress(OSError):  # it is there, and can be made again
-        flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -164,20 +163,13 @@ def make_folder(folder: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Waits until the disk has the names in a folder; some file systems cannot be asked to.
-
-    Raises:
-        OSError: if the disk is full or broken.
-    """
-    try:
+    """Waits until the disk has the names in a folder; some file systems cannot be asked to."""
+    with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except OSError as error:
-        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
-            raise
 
 
 def remove_folder(folder: Path) -> None:
