@@ -127,7 +127,7 @@ def watched(root: Path) -> Iterator[list[Moment]]:
 
     def called(frame: object, event: str, function: Any) -> None:
         owner = getattr(function, "__self__", None)  # an open file, or the module of a function
-        is_of_files = isinstance(owner, io.IOBase) or owner in (posix, io.open.__self__)
+        is_of_files = owner is posix or owner is io.open.__self__ or isinstance(owner, io.IOBase)
         if event == "c_return" and is_of_files and function.__name__ in CHANGES:
             with one_thread_at_a_time:
                 watcher.look()
