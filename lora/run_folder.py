@@ -22,11 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from lora.checkpoint_folder import (
-    check_checkpoint,
-    checkpoint_name,
-    steps_in,
-)
+from lora.checkpoint_folder import check_checkpoint, checkpoint_name, steps_in
 from lora.durable import (
     MANIFEST,
     as_json,

@@ -3,8 +3,9 @@
 Of each of the program's ways to save, and of the whole of train.py, every state that a folder is
 ever in is taken down (tests/disk_model.py). Each is tried as it was, which is what a kill leaves;
 and as it may be when the power goes, where only what was waited for is certain. The next start must
-succeed from all of them, and once a call has returned, what it saved must be there in all of them.
-Tokens may be gone: they are made again. About 70 seconds.
+succeed from all of them (of train.py, which takes longer, from some), and once a call has returned,
+what it saved must be there in all of them. Tokens may be gone: they are made again. About 70
+seconds.
 
 Seen to fail when a folder was removed file by file before the disk knew that it had lost its name,
 when what is removed did not wait for that either, and when nobody waited for the names of the
