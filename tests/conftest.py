@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from model.config import LlamaConfig
 from model.cpu_linear import PROCESSOR_HAS_BF16
@@ -29,6 +31,10 @@ pytest_plugins = [
     "uploads",
 ]
 ROOT = Path(__file__).parents[1]
+
+# tqdm's lock is one for a process and all that it forks: a child that is killed while it holds it
+# would stop all others for good.
+os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 needs_bf16 = pytest.mark.skipif(
     not PROCESSOR_HAS_BF16(), reason="needs a processor that oneDNN has bfloat16 kernels for"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import pytest
 from conftest import ROOT
+
+from data.token_cache import locked
 
 
 class DemoRun(NamedTuple):
@@ -22,19 +24,29 @@ class DemoRun(NamedTuple):
 
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], DemoRun]:
-    """Trains the demo with a seed, in a minute or two; the same run if it is asked for again."""
+    """Trains the demo with a seed, in a minute or two; the same run if it is asked for again.
 
-    @functools.cache
+    Processes that test different files at once share the runs, too.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
     def train(seed: int) -> DemoRun:
-        folder = tmp_path_factory.mktemp("demo") / "runs" / f"seed-{seed}"
-        command = ["train.py", "--demo", "--lr", "2e-4", "--seed", str(seed)]
-        done = subprocess.run(
-            [sys.executable, *command, "--output", str(folder)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return DemoRun(folder, done.stdout)
+        place = shared / f"demo-{seed}"
+        folder, output = place / "runs" / f"seed-{seed}", place / "output.txt"
+        place.mkdir(exist_ok=True)
+        with locked(place):
+            if not output.exists():
+                command = ["train.py", "--demo", "--lr", "2e-4", "--seed", str(seed)]
+                done = subprocess.run(
+                    [sys.executable, *command, "--output", str(folder)],
+                    cwd=ROOT,
+                    capture_output=True,
+                    text=True,
+                )
+                assert done.returncode == 0, done.stderr
+                output.write_text(done.stdout)
+        return DemoRun(folder, output.read_text())
 
     return train

@@ -160,6 +160,7 @@ def test_an_answer_in_a_batch_is_the_answer_alone(name):
         assert list(stream(model, prompt, Sampler(SamplingConfig()), frozenset(), 12)) == answer
 
 
+@needs_bf16  # without, it is emulated: minutes
 def test_perplexity_in_8_bits(assets: Path, monkeypatch):
     """SmolLM2's, of 2,048 tokens of English, every product in 8 bits. Bound 0.5 %."""
     folder = assets / "smollm2-135m-instruct"
