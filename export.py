@@ -158,10 +158,10 @@ def convert(source: Source, config: ExportConfig, file: Path) -> None:
     """Writes the merged model into one GGUF file, and reads it back."""
     from tqdm import tqdm
 
-    from lora.durable import new_file
     from publish.gguf_check import check_gguf
     from publish.gguf_file import write_gguf
     from publish.merge import MergedWeights
+    from publish.new_output import new_file
 
     weights, model = MergedWeights(source), source.model.path
     count = len(weights.shapes)

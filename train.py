@@ -272,7 +272,8 @@ def save(run: Run, done: int) -> None:
     """Publishes a checkpoint after `done` steps, drops the oldest, and has it copied elsewhere."""
     files = checkpoint_files(done, run.model, run.config.lora, run.base, run.optimizer, run.scaler)
     files |= run.folder.own_files()
-    run.folder.publish_checkpoint(done, files, run.config.keep)
+    for line in run.folder.publish_checkpoint(done, files, run.config.keep):
+        run.world.note(line)
     run.backup.copy(done, files)
 
 

@@ -82,7 +82,11 @@ def given_flags(
         for name, value in vars(values).items()
     }
     try:
+        for text in arguments:
+            text.encode()
         config(**fields)
+    except UnicodeEncodeError:  # a path may have any bytes, but what we write down is text
+        parser.refuse(f"{text!r} is no UTF-8 text; rename it")
     except ValueError as mistake:
         parser.refuse(str(mistake))
     return fields
@@ -166,10 +170,18 @@ def run_command(program: str, command: Callable[[], None]) -> int:
         sys.stdout = open(os.devnull, "w")
         return 0
     except (ValueError, OSError) as error:
-        print(one_line(f"{program}: {error}"), file=sys.stderr)
+        print(one_line(f"{program}: {words_of(error)}"), file=sys.stderr)
         return 2
     except MemoryError:
         print(f"{program}: there is not enough memory; end other programs", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def words_of(error: ValueError | OSError) -> str:
+    """What an error says; the system's own words about a file do not say what to do."""
+    if isinstance(error, OSError) and error.filename is not None:
+        name = error.filename2 or error.filename
+        return f"{name} cannot be used ({error.strerror}); see what it is, and who may write it"
+    return str(error)

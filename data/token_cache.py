@@ -16,7 +16,6 @@ make their own, and the first to finish publishes them.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from data.chat_format import ChatFormat, Message
+from data.locks import locked
 from data.vocabulary import TokenizerJson
 
 T = TypeVar("T")
@@ -136,18 +136,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Waits for the lock of a folder and holds it; it is gone with the process."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a network drive that knows no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def seal(folder: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lora.durable import verify_folder
+from lora.durable import MISSING, verify_folder
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{6,})")
 STATE = "state.json"  # how far a checkpoint is
@@ -46,7 +46,11 @@ def check_checkpoint(folder: Path) -> None:
         OSError: it cannot be read, which may pass.
     """
     verify_folder(folder)
-    check_step(step_of(folder), folder, (folder / STATE).read_bytes())
+    try:
+        state = (folder / STATE).read_bytes()
+    except MISSING:
+        raise ValueError(f"{folder} is damaged: {STATE} is missing") from None
+    check_step(step_of(folder), folder, state)
 
 
 def check_step(step: int, where: object, state: bytes) -> None:

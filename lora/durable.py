@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,8 @@ def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """
     temporary = folder.with_name(f"{UNFINISHED}{folder.name}")
     replaced = folder.with_name(f"{REPLACED}{folder.name}")
-    if replaced.exists() and not os.path.lexists(folder):  # killed between the two renames
-        replaced.rename(folder)
-    for leftover in (temporary, replaced):
-        remove_folder(leftover)
+    end_replacement(replaced)
+    remove_folder(temporary)
     temporary.mkdir(parents=True)
     try:
         for name, content in files.items():
@@ -57,10 +55,21 @@ def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         flush_folder(folder.parent)
     except BaseException:
         remove_folder(temporary)
-        if replaced.exists() and not folder.exists():
-            replaced.rename(folder)
+        end_replacement(replaced)
         raise
     remove_folder(replaced)
+
+
+def end_replacement(replaced: Path) -> None:
+    """Gives a folder that was to be replaced its name back, or removes it if the new one is there.
+
+    A kill between the two renames leaves it as the only whole one.
+    """
+    folder = replaced.with_name(replaced.name.removeprefix(REPLACED))
+    if os.path.lexists(folder):
+        remove_unfinished(replaced)
+    elif os.path.lexists(replaced):
+        replaced.rename(folder)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -88,56 +97,6 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").digest() != written.digest():
             raise OSError(errno.EIO, "it is not what was written")
-
-
-@contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that gets the name `folder` when this block is left without an error.
-
-    `folder` must not exist, or be empty. Whoever fills the temporary one flushes each file.
-
-    Raises:
-        OSError: what was raised within, in words that name `folder`; nothing is left of it.
-    """
-    with unfinished(folder.resolve()) as temporary:
-        temporary.mkdir()
-        yield temporary
-        flush_folder(temporary)
-
-
-@contextlib.contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """A temporary path for a file that gets the name `path` as a `new_folder` does."""
-    with unfinished(path.resolve()) as temporary:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def unfinished(path: Path) -> Iterator[Path]:
-    """A path beside `path`, renamed to it in the end or removed; makes the folders above it."""
-    temporary = path.with_name(f"{UNFINISHED}{path.name}")
-    made: list[Path] = []
-    try:
-        made += [parent for parent in path.parents if not parent.exists()]  # the deepest first
-        make_folder(path.parent)
-        remove_unfinished(temporary)
-        yield temporary
-        temporary.rename(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            remove_unfinished(temporary)
-        for parent in made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        if not isinstance(error, OSError):
-            raise
-        raise OSError(
-            f"{path} could not be written ({error.strerror or error}), and nothing is left of it; "
-            "make room, or choose another place"
-        ) from None
-    flush_folder(path.parent)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -193,19 +152,17 @@ def remove_unfinished(path: Path) -> None:
 
 
 def remove_leftovers(parent: Path, of: str = "") -> None:
-    """Removes what a killed program left unfinished in a folder.
-
-    A folder that was being replaced stays: it may be the only whole one, and `publish_folder` puts
-    it back or removes it.
+    """Removes what a killed program left unfinished in a folder, or puts it back.
 
     Args:
         parent: the folder.
         of: how the names begin of what was unfinished; all others are another program's.
     """
-    for leftover in parent.iterdir():
-        if leftover.name.startswith((f"{UNFINISHED}{of}", f"{UNFINISHED}removed-{of}")):
-            if not leftover.name.startswith(REPLACED):
-                remove_unfinished(leftover)
+    for leftover in list(parent.iterdir()):
+        if leftover.name.startswith(f"{REPLACED}{of}"):
+            end_replacement(leftover)
+        elif leftover.name.startswith((f"{UNFINISHED}{of}", f"{UNFINISHED}removed-{of}")):
+            remove_unfinished(leftover)
 
 
 def manifest(files: Mapping[str, bytes]) -> bytes:

@@ -13,8 +13,6 @@ Of several processes that train together only the main one has a folder that is 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import socket
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lora.checkpoint_folder import check_checkpoint, checkpoint_name, steps_in
+from lora.config import CARD
 from lora.durable import (
     MANIFEST,
     as_json,
@@ -34,6 +33,7 @@ from lora.durable import (
     sealed,
     verify_folder,
 )
+from lora.locks import try_lock
 from lora.train_config import check_kinds
 
 CONFIG, DATA, METRICS, LOCK = "config.json", "data.json", "metrics.jsonl", "run.lock"
@@ -109,18 +109,18 @@ class RunFolder:
         """
         if self.lock:
             return
-        lock = (self.path / LOCK).open("a+", encoding="utf-8", errors="replace")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock = open(self.path / LOCK, "a+", encoding="utf-8", errors="replace", opener=own_file)
+        except OSError as error:
+            raise ValueError(
+                f"{self.path / LOCK} cannot be opened ({error.strerror}); remove it"
+            ) from None
+        if not try_lock(lock.fileno()):
             lock.seek(0)
             owner = lock.read().strip() or "another process"
             raise ValueError(
                 f"{self.path} is in use by {owner}; wait for it, or choose another --output"
-            ) from None
-        except OSError as error:  # a network drive that knows no locks
-            if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
-                raise
+            )
         lock.truncate(0)
         print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
         self.lock = lock
@@ -175,14 +175,17 @@ class RunFolder:
                 ) from None
         return None, reasons
 
-    def publish_checkpoint(self, step: int, files: Mapping[str, bytes], keep: int) -> None:
+    def publish_checkpoint(self, step: int, files: Mapping[str, bytes], keep: int) -> list[str]:
         """Writes the checkpoint after `step` steps, and only then removes all but the newest.
+
+        Returns:
+            Which old ones could not be removed, a line each; that is no reason to end a run.
 
         Raises:
             OSError: if the disk is full or cannot be written; the older checkpoints are all there.
         """
         if not self.writes:
-            return
+            return []
         folder = self.checkpoint(step)
         try:
             check_checkpoint(folder)  # there already: replacing it could only harm it
@@ -198,8 +201,13 @@ class RunFolder:
                 ) from None
         steps = self.saved_steps()
         newer = [saved for saved in steps if saved > step]  # damaged ones, which we went back from
-        for other in [saved for saved in steps if saved <= step][:-keep] + newer:
-            remove_folder(self.checkpoint(other))
+        obsolete, kept = [saved for saved in steps if saved <= step][:-keep] + newer, []
+        for checkpoint in map(self.checkpoint, obsolete):
+            try:
+                remove_folder(checkpoint)
+            except OSError as error:
+                kept.append(f"{checkpoint} is old, but cannot be removed ({error.strerror})")
+        return kept
 
     def own_files(self) -> dict[str, bytes]:
         """What the run was and did up to now; with a checkpoint, all that it can go on from.
@@ -224,9 +232,17 @@ class RunFolder:
         publish_folder(self.checkpoint(step), contents)
 
     def publish_adapter(self, files: Mapping[str, bytes]) -> None:
-        """Writes the result."""
-        if self.writes:
+        """Writes the result; one that is there stays as it is, with whatever was added to it."""
+        if self.writes and not self.has_result(files):
             publish_folder(self.adapter, files)
+
+    def has_result(self, files: Mapping[str, bytes]) -> bool:
+        """Whether these files are there, whole; their card may have been edited."""
+        with contextlib.suppress(ValueError, OSError):
+            verify_folder(self.adapter, free=(CARD,))
+            found = {name: (self.adapter / name).read_bytes() for name in files}
+            return found | {CARD: b""} == dict(files) | {CARD: b""}
+        return False
 
     # --- metrics ----------------------------------------------------------------------------------
 
@@ -266,6 +282,11 @@ class RunFolder:
         if self.metrics:
             self.metrics.write(json.dumps(record) + "\n")
             self.metrics.flush()
+
+
+def own_file(path: str, flags: int) -> int:
+    """Opens a file that is no link: what a link leads to is not ours to write."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def free_name(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data.hub import SMALL_FILES
 from data.tokenizer import Tokenizer
-from lora.durable import as_json, new_folder, write_parts
+from lora.durable import as_json, write_parts
 from lora.progress import gigabytes
 from model.config import read_json
 from model.device import DTYPES
@@ -29,6 +29,7 @@ from model.generation_config import stop_ids
 from model.weights import INDEX_FILE, SINGLE_FILE
 from publish.chat import read_chat
 from publish.merge import MergedWeights, Rounding
+from publish.new_output import new_folder
 from publish.source import Source
 
 # What safetensors calls them, and what config.json does.

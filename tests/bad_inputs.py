@@ -109,6 +109,7 @@ FLAGS = [
     (f"{TRAIN} --output run", "output", "run", "choose another folder"),
     (f"{TRAIN} --output rows.jsonl/a", "output", "rows.jsonl is a file", "choose another"),
     (f"{TRAIN} --output /proc/new", "output", "/proc/new", "choose another"),
+    (f"{TRAIN} --output n\udce9w", r"'n\udce9w'", "no UTF-8 text", "rename it"),
     (f"{TRAIN} --backup ''", "--backup", "empty", "give a folder, or hub:USER/NAME"),
     (f"{TRAIN} --backup new/b", "--backup", "new/b", "choose another disk"),
     (f"{TRAIN} --backup rows.jsonl", "--backup", "rows.jsonl", "choose another folder"),
@@ -269,6 +270,11 @@ RUNS = [
     Wrong(
         RESUME, CONFIG_OF_RUN, "not what was written", "restore it",
         unsaved(edited(CONFIG_OF_RUN, seed=7)),
+    ),
+    Wrong(RESUME, "run/run.lock", "Is a directory", "remove it", folder("run/run.lock")),
+    Wrong(
+        RESUME, "run/metrics.jsonl", "Is a directory", "see what it is",
+        folder("run/metrics.jsonl"),
     ),
     Wrong(EXPORT, ADAPTER_CONFIG, "line 1", "take another", stray(written(ADAPTER_CONFIG, "{"))),
     Wrong(EXPORT, "r is", "'many'", "take another", stray(edited(ADAPTER_CONFIG, r="many"))),

@@ -81,18 +81,26 @@ FILES = [
         "a checkpoint is what its name says",
         "",
         "lora/checkpoint_folder.py",
-        "    check_step(step_of(folder), folder, (folder / STATE).read_bytes())\n",
+        "    check_step(step_of(folder), folder, state)\n",
         "",
         "test_checkpoint_folder.py::test_a_checkpoint_under_anothers_name_does_not_count",
     ),
     Mutant(
         "two processes replace the same damaged tokens at once",
         "",
-        "data/token_cache.py",
+        "data/locks.py",
         "            fcntl.flock(descriptor, fcntl.LOCK_EX)\n",
         "            pass\n",
         "test_token_cache.py"
         "::test_two_that_replace_a_damaged_folder_at_once_do_it_one_after_the_other",
+    ),
+    Mutant(
+        "two exports write into one unfinished folder",
+        "",
+        "publish/new_output.py",
+        "        if os.path.lexists(temporary) and not is_free(temporary):\n",
+        "        if False:\n",
+        "test_new_output.py::test_a_second_one_is_refused_and_harms_nothing",
     ),
     Mutant(
         "files are written straight into the checkpoint's folder",
@@ -177,9 +185,9 @@ FILES = [
     Mutant(
         "two runs write into one folder",
         "unslothai/unsloth-zoo#782",
-        "lora/run_folder.py",
-        "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
-        "fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        "lora/locks.py",
+        "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)",
         "test_train_bad_input.py::test_an_output_that_another_live_run_uses",
     ),
     Mutant(

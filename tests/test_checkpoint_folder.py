@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from small_runs import litter
 
+from lora import run_folder
 from lora.backup import Backup
 from lora.checkpoint_folder import steps_in
 from lora.durable import MANIFEST, manifest, publish_folder, verify_folder
@@ -58,6 +59,53 @@ def test_a_checkpoint_under_anothers_name_does_not_count(run):
     assert reason == f"{run.checkpoint(99)} is damaged: what is in it is step 1"
     run.publish_checkpoint(99, state(99), keep=3)
     assert run.newest_checkpoint() == (run.checkpoint(99), [])
+
+
+def test_a_checkpoint_without_its_state_is_damaged_though_its_manifest_holds(run):
+    publish_folder(run.checkpoint(3), {"weights": b"3"})
+    newest, (reason,) = run.newest_checkpoint()
+    assert newest == run.checkpoint(2)
+    assert reason == f"{run.checkpoint(3)} is damaged: state.json is missing"
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_told_and_stays(run, monkeypatch):
+    remove = run_folder.remove_folder
+
+    def refusing(folder: Path) -> None:
+        if folder == run.checkpoint(1):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(folder))
+        remove(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "remove_folder", refusing)
+        told = run.publish_checkpoint(3, state(3), keep=1)
+    assert told == [f"{run.checkpoint(1)} is old, but cannot be removed (Operation not permitted)"]
+    assert run.saved_steps() == [1, 3]
+    assert run.publish_checkpoint(4, state(4), keep=1) == []
+    assert run.saved_steps() == [4]
+
+
+def test_a_result_that_is_there_keeps_what_was_added_to_it(run):
+    files = {"adapter_model.safetensors": b"weights", "README.md": b"as it was made"}
+    run.publish_adapter(files)
+    (run.adapter / "README.md").write_text("My own words.")
+    (run.adapter / "picture.png").write_bytes(b"picture")
+    run.publish_adapter(files | {"README.md": b"made again"})
+    assert (run.adapter / "README.md").read_text() == "My own words."
+    assert (run.adapter / "picture.png").exists()
+    run.publish_adapter(files | {"adapter_model.safetensors": b"others"})
+    assert (run.adapter / "README.md").read_bytes() == b"as it was made"
+    (run.adapter / "README.md").unlink()
+    run.publish_adapter(files)
+    verify_folder(run.adapter)
+
+
+def test_a_lock_that_is_a_link_is_refused_and_its_target_untouched(run, tmp_path):
+    (tmp_path / "diary").write_text("mine")
+    (run.path / "run.lock").symlink_to(tmp_path / "diary")
+    with pytest.raises(ValueError, match=r"run.lock cannot be opened \(.*\); remove it"):
+        run.take_lock()
+    assert (tmp_path / "diary").read_text() == "mine"
 
 
 def test_only_names_that_the_program_writes_count(run):

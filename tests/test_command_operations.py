@@ -2,7 +2,8 @@
 
 As test_file_operations.py does for each part. The command ends with one line and status 2, or goes
 on where that operation was not needed; a checkpoint that was there is whole; and the same command
-again ends in the bits of a run that nothing happened to. About 100 seconds.
+again ends in the bits of a run that nothing happened to. About two minutes; with `-m long` every
+error is tried at every operation, which takes three more.
 
 Seen to fail when a MemoryError showed a traceback.
 """
@@ -29,14 +30,13 @@ from data.hub import fetch_model
 from data.repo import constants
 from lora.run_folder import RunFolder
 
-# One after the other, at one operation each.
 ERRORS: list[BaseException] = [
     OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
     MemoryError(),
     OSError(errno.EIO, os.strerror(errno.EIO)),
     PermissionError(errno.EACCES, os.strerror(errno.EACCES)),
 ]
-UNTOUCHED = 50  # an exit status: there was no such operation
+UNTOUCHED, NO_SYNC = 50, 51  # exit statuses: there was no such operation; nothing to be torn there
 
 
 @pytest.fixture(scope="module")
@@ -72,36 +72,53 @@ def struck_command(root: Path, number: int, strike: Callable[[int | None], None]
     return status(process)
 
 
-@pytest.mark.parametrize("kind", ["errors", "kills"])
+def tear_what_is_synced(descriptor: int | None) -> None:
+    if descriptor is None:
+        os._exit(NO_SYNC)
+    tear(descriptor)
+
+
+KINDS: dict[str, list[Callable[[int | None], None]]] = {
+    "kills": [kill],
+    "tears": [tear_what_is_synced],
+    "errors": [fail(error) for error in ERRORS],  # one after the other, at one operation each
+}
+EVERY_ERROR = {f"always {type(error).__name__} {error}": [fail(error)] for error in ERRORS}
+
+
+@pytest.mark.parametrize(
+    "strikes",
+    [pytest.param(strikes, id=kind) for kind, strikes in KINDS.items()]
+    + [pytest.param(s, id=kind, marks=pytest.mark.long) for kind, s in EVERY_ERROR.items()],
+)
 def test_whatever_operation_fails_or_is_the_last_the_command_says_so_and_can_be_repeated(
-    place, tmp_path, kind
+    place, tmp_path, strikes
 ):
-    expected, number, ended, refusals = outcome(place / "whole"), 0, 0, 0
-    while ended != UNTOUCHED:
+    expected, number, endings = outcome(place / "whole"), 0, []
+    while UNTOUCHED not in endings:
         root = tmp_path / f"{number:04d}"
         root.mkdir()
-        strike = (
-            fail(ERRORS[number % len(ERRORS)]) if kind == "errors" else (kill, tear)[number % 2]
-        )
-        ended = struck_command(root, number, strike)
+        endings.append(struck_command(root, number, strikes[number % len(strikes)]))
+        number += 1
+        if endings[-1] == NO_SYNC:
+            continue
         said = root.with_suffix(".err").read_text()
-        if kind == "errors":
-            assert ended in (0, 2, UNTOUCHED), (number, said)
-            if ended == 2:
-                refusals += 1
-                line = said.strip().splitlines()[-1]
-                assert "Traceback" not in said and len(line) <= 400, (number, said)
-                assert line.startswith("train.py: "), (number, said)
-        else:
-            assert ended in (-signal.SIGKILL, UNTOUCHED), (number, said)
+        if endings[-1] == 2:
+            line = said.strip().splitlines()[-1]
+            assert "Traceback" not in said and len(line) <= 400, (number, said)
+            assert line.startswith("train.py: "), (number, said)
         run = RunFolder(root / "run", writes=False)
         assert not run.saved_steps() or run.newest_checkpoint()[0], number
         assert struck_command(root, 10**9, kill) == UNTOUCHED, (number, said)
         assert outcome(root / "run") == expected, number
         assert litter(root) == [], number
-        number += 1
     assert number > 60
-    assert kind == "kills" or refusals > 40
+    if strikes[0] in (kill, tear_what_is_synced):
+        assert set(endings) <= {-signal.SIGKILL, NO_SYNC, UNTOUCHED}
+        assert endings.count(-signal.SIGKILL) > 15
+    else:
+        assert set(endings) <= {0, 2, UNTOUCHED}
+        assert endings.count(2) > 40
 
 
 # --- a download -----------------------------------------------------------------------------------

@@ -321,8 +321,6 @@ def test_a_run_does_not_go_on_with_a_base_of_which_a_bit_has_changed(place, died
     content = path.read_bytes()
     try:
         for name, damage in DAMAGES.items():
-            if file == "model.safetensors" and name.startswith("bit") and int(name[4:]) % 8:
-                continue  # each takes a while, and they are all hashed alike
             damage(path)
             assert "\n" not in refused(died), name
             path.write_bytes(content)
@@ -342,7 +340,9 @@ def test_a_damaged_file_in_the_hubs_cache_is_told_and_deleted(place, tmp_path, m
     snapshot.verify()
     for file in sorted(folder.iterdir()):
         blob, content = file.resolve(), file.read_bytes()
-        for damage in (turned(1), turned(63), WHOLE_DAMAGES["cut"]):
+        for name, damage in DAMAGES.items():
+            if name == "gone":
+                continue  # then there is nothing to delete
             damage(blob)
             with pytest.raises(HubError, match="was deleted: run the same command again"):
                 snapshot.verify()

@@ -29,6 +29,7 @@ from lora.durable import (
     replace_file,
     verify_folder,
 )
+from publish import new_output
 
 OLD = {"weights": b"old" * 100, "state": b"1"}
 NEW = {"weights": b"new!" * 99, "state": b"22", "more": b""}
@@ -44,7 +45,7 @@ def names(folder: Path) -> list[str]:
 
 
 def killed_at(line: int, torn: bool, action: Any) -> bool:
-    """Runs `action` in a process that is killed before the given line of durable.py.
+    """Runs `action` in a process that is killed before the given line of the two modules.
 
     Counted are the lines as they are executed. With `torn`, a file that is being written has half
     its bytes, as if the system had not got further. Returns whether there was such a line.
@@ -56,7 +57,7 @@ def killed_at(line: int, torn: bool, action: Any) -> bool:
 
         def trace(frame: FrameType, event: str, argument: object) -> Any:
             nonlocal executed
-            if frame.f_code.co_filename != durable.__file__:
+            if frame.f_code.co_filename not in (durable.__file__, new_output.__file__):
                 return None
             if event == "line":
                 executed += 1
@@ -222,14 +223,17 @@ def test_what_was_half_replaced_is_put_back_before_a_new_attempt_can_fail(tmp_pa
     assert content(folder) == OLD and names(tmp_path) == ["step-000007"]
 
 
-def test_a_start_removes_what_is_unfinished_but_not_what_may_be_the_only_whole_one(tmp_path):
+def test_a_start_removes_what_is_unfinished_and_puts_back_what_may_be_the_only_whole_one(tmp_path):
     """Seen to fail when everything was removed that bears such a name."""
+    publish_folder(tmp_path / "step-000005", NEW)
+    publish_folder(tmp_path / f"{UNFINISHED}replaced-step-000005", OLD)
     publish_folder(tmp_path / "step-000007", OLD)
     (tmp_path / "step-000007").rename(tmp_path / f"{UNFINISHED}replaced-step-000007")
     (tmp_path / f"{UNFINISHED}step-000007").mkdir()
     (tmp_path / f"{UNFINISHED}config.json").touch()
     durable.remove_leftovers(tmp_path)
-    assert names(tmp_path) == [f"{UNFINISHED}replaced-step-000007"]
+    assert names(tmp_path) == ["step-000005", "step-000007"]
+    assert (content(tmp_path / "step-000005"), content(tmp_path / "step-000007")) == (NEW, OLD)
 
 
 def write(path: Path, change: Any) -> None:

@@ -88,9 +88,10 @@ def test_of_a_whole_run_no_saved_step_is_lost(place, monkeypatch):
     saved: list[tuple[int, int]] = []  # how many states there were when a step was safe
     publish = RunFolder.publish_checkpoint
 
-    def noted(run: RunFolder, step: int, *more) -> None:
-        publish(run, step, *more)
+    def noted(run: RunFolder, step: int, *more) -> list[str]:
+        told = publish(run, step, *more)
         saved.append((len(moments), step))
+        return told
 
     monkeypatch.setattr(RunFolder, "publish_checkpoint", noted)
     whole = folder / "whole"

@@ -120,14 +120,17 @@ def hold(reached: Path, sent: Path) -> None:
 
 
 def send(processes: list[int], number: signal.Signals, times: int) -> None:
+    """As a terminal does it, to all at the same moment: none hears of another's end before."""
     for _ in range(times):
-        for process in processes:
-            os.kill(process, number)
+        for part in (signal.SIGSTOP, number, signal.SIGCONT):
+            for process in processes:
+                os.kill(process, part)
         time.sleep(0.1)  # two at once are one
 
 
 @pytest.mark.parametrize(
-    "number, times", [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)]
+    "number, times",
+    [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2), (signal.SIGINT, 2)],
 )
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("phase", PHASES)
