@@ -35,6 +35,17 @@ ROOT = Path(__file__).parents[1]
 # tqdm's lock is one for a process and all that it forks: a child that is killed while it holds it
 # would stop all others for good.
 os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
+
+# Of several workers none shall be left with a long file when the others are done. What forks most
+# comes first: a fork copies what a process has, and that becomes more from test to test.
+FIRST = [
+    f"test_{name}.py"
+    for name in (
+        *("command_operations", "file_operations", "stopping", "durable", "random_kills"),
+        *("power_loss", "export_failures", "real_weights", "demo_training", "chat_browser"),
+        *("train_matches_transformers", "hub_backup", "benchmarks", "train_command"),
+    )
+]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 needs_bf16 = pytest.mark.skipif(
     not PROCESSOR_HAS_BF16(), reason="needs a processor that oneDNN has bfloat16 kernels for"
@@ -113,6 +124,16 @@ def random_tokens(count: int, seed: int = 0, vocab_size: int = 211) -> torch.Ten
     ids = torch.randint(vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
     ids[count // 2] = vocab_size - 1
     return ids
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config.option, "loadscopereorder"):  # pytest-xdist's own order: by number of tests
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(FIRST)))
 
 
 skipped: list[str] = []
