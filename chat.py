@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import socket
 import sys
@@ -47,13 +48,7 @@ def check(config: ServerConfig) -> None:
     """Refuses what the page could only refuse later. Raises ValueError."""
     if not 0 < config.port < 2**16:
         raise ValueError(f"port is {config.port}; it must be from 1 to 65535")
-    try:
-        socket.getaddrinfo(config.address, config.port)
-    except OSError as error:
-        raise ValueError(
-            f"address is {config.address!r}, which cannot be served on ({error.strerror}); "
-            "leave it out, or use 0.0.0.0"
-        ) from None
+    check_address(config.address, config.port)
     if config.adapter is not None:
         tuned_from(config.adapter)
     if config.model is not None:
@@ -63,6 +58,24 @@ def check(config: ServerConfig) -> None:
 
         device = choose_device(config.device)
         check_quantize(config.quantize, device, choose_dtype(config.dtype, device))
+
+
+def check_address(address: str, port: int) -> None:
+    """Makes sure that a page can be served there. Raises ValueError."""
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(
+                f"port is {port}, which another program serves on {address}; choose another --port"
+            ) from None
+        raise ValueError(
+            f"address is {address!r}, which cannot be served on ({error.strerror}); leave it out, "
+            "or use 0.0.0.0"
+        ) from None
 
 
 def show_page(arguments: list[str]) -> None:

@@ -66,7 +66,8 @@ def main(given: Mapping[str, Any]) -> int:
         save(run, done)
         is_stopped = run.is_asked_to_stop()
         if not is_stopped:
-            run.folder.publish_adapter(result(run))
+            for line in run.folder.publish_adapter(result(run)):
+                run.world.print(line)
         trouble = run.backup.finish(lambda: is_stopped or bool(run.interrupt.signal))
         is_only_here = run.world.any(bool(trouble))  # until then the others wait for the main one
     run.world.close()

@@ -31,7 +31,7 @@ class AskConfig:
 
     prompt: str = argument("the question, as one argument; - reads it from stdin")
     model: str = option("demo", "Hub id (optionally id@revision), local folder, or demo")
-    adapter: str | None = option(None, "folder of a LoRA adapter, or of a run")
+    adapter: str | None = option(None, "folder of a LoRA adapter, a run, or a checkpoint")
     system: str | None = option(None, "what the model is told about its task, before the question")
     temperature: float | None = option(
         None,

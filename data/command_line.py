@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import errno
 import io
 import itertools
 import os
@@ -19,6 +20,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
+ADVICE = {  # by what the system says of a file
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EACCES: "see who may write it",
+    errno.EPERM: "see who may write it",
+    errno.EROFS: "choose another place",
+    errno.EMFILE: "close other programs",
+}
 
 
 def option(default: Any, help: str, const: Any = None) -> Any:
@@ -82,11 +91,7 @@ def given_flags(
         for name, value in vars(values).items()
     }
     try:
-        for text in arguments:
-            text.encode()
         config(**fields)
-    except UnicodeEncodeError:  # a path may have any bytes, but what we write down is text
-        parser.refuse(f"{text!r} is no UTF-8 text; rename it")
     except ValueError as mistake:
         parser.refuse(str(mistake))
     return fields
@@ -172,6 +177,11 @@ def run_command(program: str, command: Callable[[], None]) -> int:
     except (ValueError, OSError) as error:
         print(one_line(f"{program}: {words_of(error)}"), file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not str(error).startswith("Symlink loop"):  # what Path.resolve says of one
+            raise
+        print(one_line(f"{program}: {error}; choose another place"), file=sys.stderr)
+        return 2
     except MemoryError:
         print(f"{program}: there is not enough memory; end other programs", file=sys.stderr)
         return 2
@@ -181,7 +191,8 @@ def run_command(program: str, command: Callable[[], None]) -> int:
 
 def words_of(error: ValueError | OSError) -> str:
     """What an error says; the system's own words about a file do not say what to do."""
-    if isinstance(error, OSError) and error.filename is not None:
-        name = error.filename2 or error.filename
-        return f"{name} cannot be used ({error.strerror}); see what it is, and who may write it"
-    return str(error)
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    advice = ADVICE.get(error.errno or 0, "see what is there")
+    return f"{' to '.join(names)}: {error.strerror}; {advice}"

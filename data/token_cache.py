@@ -9,13 +9,14 @@
         manifest.json   size and sha256 of the above, written last
       building-*/       one that is being made; renamed to KEY when it is whole
 
-A process that is killed leaves a folder under a name that nobody looks for; after a day, when it is
-no living one's, the next that makes files removes it. Two that make the same files at once each
+A process that is killed leaves a folder under a name that nobody looks for; after a day it counts
+as a dead one's, and the next that makes files removes it. Two that make the same files at once each
 make their own, and the first to finish publishes them.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -29,7 +30,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from data.chat_format import ChatFormat, Message
-from data.locks import locked
 from data.vocabulary import TokenizerJson
 
 T = TypeVar("T")
@@ -136,6 +136,18 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Waits for the lock of a folder and holds it; it is gone with the process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network drive that knows no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def seal(folder: Path) -> None:

@@ -19,15 +19,17 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
 SEAL = "sha256"  # the last entry of a sealed file
 PLAIN_NAME = re.compile(r"\w[\w.-]*")  # of a file in a folder; nothing that leads elsewhere
+LARGEST_MANIFEST = 2**20  # bytes; one of ours has a few hundred
 UNFINISHED = ".unfinished-"
-REPLACED = f"{UNFINISHED}replaced-"
+REPLACED, REMOVED = f"{UNFINISHED}replaced-", f"{UNFINISHED}removed-"
 # What reading a file raises that is not there; all else may pass.
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, KeyError)
 
@@ -74,10 +76,21 @@ def end_replacement(replaced: Path) -> None:
 
 def write_file(path: Path, content: bytes) -> None:
     """Writes a file and waits until the disk has it."""
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A block whose errors name the file; writing and reading raise them without."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
 
 
 def write_parts(path: Path, parts: Iterable[bytes | memoryview]) -> None:
@@ -136,7 +149,7 @@ def remove_folder(folder: Path) -> None:
     if folder.name.startswith(UNFINISHED):
         remove_unfinished(folder)
     elif os.path.lexists(folder):
-        doomed = folder.with_name(f"{UNFINISHED}removed-{folder.name}")
+        doomed = folder.with_name(f"{REMOVED}{folder.name}")
         remove_unfinished(doomed)
         folder.rename(doomed)
         flush_folder(folder.parent)
@@ -151,18 +164,19 @@ def remove_unfinished(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_leftovers(parent: Path, of: str = "") -> None:
+def remove_leftovers(parent: Path, names: re.Pattern[str]) -> None:
     """Removes what a killed program left unfinished in a folder, or puts it back.
 
     Args:
         parent: the folder.
-        of: how the names begin of what was unfinished; all others are another program's.
+        names: what it was to be called; all else is another program's.
     """
     for leftover in list(parent.iterdir()):
-        if leftover.name.startswith(f"{REPLACED}{of}"):
-            end_replacement(leftover)
-        elif leftover.name.startswith((f"{UNFINISHED}{of}", f"{UNFINISHED}removed-{of}")):
-            remove_unfinished(leftover)
+        for beginning in (REPLACED, REMOVED, UNFINISHED):
+            name = leftover.name.removeprefix(beginning)
+            if name != leftover.name and names.fullmatch(name):
+                (end_replacement if beginning == REPLACED else remove_unfinished)(leftover)
+                break
 
 
 def manifest(files: Mapping[str, bytes]) -> bytes:
@@ -207,19 +221,31 @@ def verify_folder(folder: Path, free: Collection[str] = ()) -> None:
         ValueError: naming the first file that is missing or different.
         OSError: if a file is there and cannot be read, which may pass.
     """
-    check_content(folder, lambda name: (folder / name).read_bytes(), free)
+    check_content(folder, partial(size_of, folder), lambda n: (folder / n).read_bytes(), free)
+
+
+def size_of(folder: Path, name: str) -> int:
+    """The size of a regular file; reading a pipe would never end."""
+    if not (folder / name).is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder / name))
+    return (folder / name).stat().st_size
 
 
 def verify_files(where: object, files: Mapping[str, bytes]) -> list[str]:
     """The same of files that were read already; `where` says from where. Returns their names."""
-    return check_content(where, files.__getitem__)
+    return check_content(where, lambda name: len(files[name]), files.__getitem__)
 
 
 def check_content(
-    where: object, read: Callable[[str], bytes], free: Collection[str] = ()
+    where: object,
+    size_of: Callable[[str], int],
+    read: Callable[[str], bytes],
+    free: Collection[str] = (),
 ) -> list[str]:
     """Compares files with their manifest; returns the names in it. Raises ValueError."""
     try:
+        if size_of(MANIFEST) > LARGEST_MANIFEST:
+            raise ValueError
         listing = json.loads(read(MANIFEST))["files"]
         expected = {name: (entry["size"], entry["sha256"]) for name, entry in listing.items()}
     except (*MISSING, ValueError, TypeError, AttributeError, RecursionError):
@@ -228,7 +254,8 @@ def check_content(
         if name in free:
             continue
         try:
-            content = read(name) if PLAIN_NAME.fullmatch(name) else b""
+            is_right = PLAIN_NAME.fullmatch(name) and size_of(name) == size
+            content = read(name) if is_right else b""
         except MISSING:
             raise ValueError(f"{where} is damaged: {name} is missing") from None
         if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:

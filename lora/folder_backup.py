@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from lora.checkpoint_folder import CHECKPOINT_NAME
 from lora.durable import (
     MANIFEST,
     flush_folder,
@@ -43,6 +44,8 @@ class FolderPlace:
             raise ValueError(
                 f"--backup is {self.path}, which cannot be written; choose another folder"
             )
+        if place == self.path:
+            remove_leftovers(self.path, CHECKPOINT_NAME)  # among them may be the only whole copy
 
     def folders(self) -> dict[str, set[str]]:
         if not self.path.is_dir():
@@ -61,13 +64,14 @@ class FolderPlace:
         if not self.path.is_dir():
             self.path.mkdir()  # never those above it: see `open`
             flush_folder(self.path.parent)
-        remove_leftovers(self.path, of="step-")
+        remove_leftovers(self.path, CHECKPOINT_NAME)
         if not self.has(folder, files[MANIFEST]):
             contents = {name: content for name, content in files.items() if name != MANIFEST}
             publish_folder(self.path / folder, contents)
             verify_folder(self.path / folder)  # a drive may rename what it does not have yet
         for old in obsolete:
-            remove_folder(self.path / old)
+            with contextlib.suppress(OSError):  # the new copy is there all the same
+                remove_folder(self.path / old)
 
     def has(self, folder: str, expected: bytes) -> bool:
         """Whether this very copy is there already: replacing it could only harm it."""

@@ -34,7 +34,7 @@ def fetch_newer(folder: RunFolder, backup: Backup, given: Mapping[str, Any]) -> 
         ValueError: if the copies are another run's, or none is whole and neither is a checkpoint
             here; then nothing was changed.
     """
-    checkpoint, _ = folder.newest_checkpoint()
+    checkpoint, damaged = folder.newest_checkpoint()
     found = backup.newest()
     if found is None:
         if backup.damaged and checkpoint is None:
@@ -53,6 +53,7 @@ def fetch_newer(folder: RunFolder, backup: Backup, given: Mapping[str, Any]) -> 
     check_same_run(backup.place, files[CONFIG], folder, given)
     if checkpoint is None or step_of(checkpoint) < step:
         folder.restore(step, files)
+        backup.news += damaged
         backup.news.append(f"fetched the checkpoint after step {step} from {backup.place}")
 
 

@@ -15,17 +15,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from lora.checkpoint_folder import check_checkpoint, checkpoint_name, steps_in
+from lora.checkpoint_folder import CHECKPOINT_NAME, check_checkpoint, checkpoint_name, steps_in
 from lora.config import CARD
 from lora.durable import (
     MANIFEST,
     as_json,
     make_folder,
+    naming,
     publish_folder,
     remove_folder,
     remove_leftovers,
@@ -33,11 +34,12 @@ from lora.durable import (
     sealed,
     verify_folder,
 )
-from lora.locks import try_lock
+from lora.locks import lock_file
 from lora.train_config import check_kinds
 
 CONFIG, DATA, METRICS, LOCK = "config.json", "data.json", "metrics.jsonl", "run.lock"
 OWN_FILES = (CONFIG, DATA, METRICS)
+OWN_NAMES = re.compile("|".join(map(re.escape, (*OWN_FILES, "adapter"))))
 
 
 class RunFolder:
@@ -94,8 +96,8 @@ class RunFolder:
                 f"output is {self.path}, which cannot be made ({error.strerror}); choose another"
             ) from None
         self.take_lock()
-        for folder in (self.path, self.checkpoints):
-            remove_leftovers(folder)
+        remove_leftovers(self.path, OWN_NAMES)
+        remove_leftovers(self.checkpoints, CHECKPOINT_NAME)
         self.written = {CONFIG: sealed(config), DATA: as_json(data)}
         for name, content in self.written.items():
             replace_file(self.path / name, content)
@@ -105,25 +107,12 @@ class RunFolder:
         """Locks the folder until this process ends, however it ends.
 
         Raises:
-            ValueError: naming the process that trains here already.
+            ValueError: naming the process that trains here already, or what stands in the way.
+            OSError: if the lock cannot be opened.
         """
         if self.lock:
             return
-        try:
-            lock = open(self.path / LOCK, "a+", encoding="utf-8", errors="replace", opener=own_file)
-        except OSError as error:
-            raise ValueError(
-                f"{self.path / LOCK} cannot be opened ({error.strerror}); remove it"
-            ) from None
-        if not try_lock(lock.fileno()):
-            lock.seek(0)
-            owner = lock.read().strip() or "another process"
-            raise ValueError(
-                f"{self.path} is in use by {owner}; wait for it, or choose another --output"
-            )
-        lock.truncate(0)
-        print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
-        self.lock = lock
+        self.lock = lock_file(self.path / LOCK)
 
     def saved_config(self) -> dict[str, Any]:
         """What config.json says; empty if the run never got so far."""
@@ -179,7 +168,7 @@ class RunFolder:
         """Writes the checkpoint after `step` steps, and only then removes all but the newest.
 
         Returns:
-            Which old ones could not be removed, a line each; that is no reason to end a run.
+            What could not be removed, a line each; that is no reason to end a run.
 
         Raises:
             OSError: if the disk is full or cannot be written; the older checkpoints are all there.
@@ -201,13 +190,14 @@ class RunFolder:
                 ) from None
         steps = self.saved_steps()
         newer = [saved for saved in steps if saved > step]  # damaged ones, which we went back from
-        obsolete, kept = [saved for saved in steps if saved <= step][:-keep] + newer, []
+        obsolete = [saved for saved in steps if saved <= step][:-keep] + newer
+        trouble = []
         for checkpoint in map(self.checkpoint, obsolete):
             try:
                 remove_folder(checkpoint)
             except OSError as error:
-                kept.append(f"{checkpoint} is old, but cannot be removed ({error.strerror})")
-        return kept
+                trouble.append(f"{checkpoint} is of no more use, and stays ({error.strerror})")
+        return trouble
 
     def own_files(self) -> dict[str, bytes]:
         """What the run was and did up to now; with a checkpoint, all that it can go on from.
@@ -231,18 +221,25 @@ class RunFolder:
         contents = {name: content for name, content in files.items() if name != MANIFEST}
         publish_folder(self.checkpoint(step), contents)
 
-    def publish_adapter(self, files: Mapping[str, bytes]) -> None:
-        """Writes the result; one that is there stays as it is, with whatever was added to it."""
-        if self.writes and not self.has_result(files):
-            publish_folder(self.adapter, files)
+    def publish_adapter(self, files: Mapping[str, bytes]) -> list[str]:
+        """Writes the result; one that is there stays as it is, with whatever was added to it.
 
-    def has_result(self, files: Mapping[str, bytes]) -> bool:
-        """Whether these files are there, whole; their card may have been edited."""
-        with contextlib.suppress(ValueError, OSError):
-            verify_folder(self.adapter, free=(CARD,))
-            found = {name: (self.adapter / name).read_bytes() for name in files}
-            return found | {CARD: b""} == dict(files) | {CARD: b""}
-        return False
+        Returns:
+            What was wrong with one that is there and not whole, in a line.
+        """
+        news: list[str] = []
+        if not self.writes:
+            return news
+        if os.path.lexists(self.adapter):
+            try:
+                verify_folder(self.adapter, free=(CARD,))  # the card may be edited, or gone
+                names = files.keys() - {CARD}
+                if all((self.adapter / name).read_bytes() == files[name] for name in names):
+                    return news
+            except ValueError as error:
+                news.append(f"{error}: written again")
+        publish_folder(self.adapter, files)
+        return news
 
     # --- metrics ----------------------------------------------------------------------------------
 
@@ -280,13 +277,9 @@ class RunFolder:
     def log(self, **record: Any) -> None:
         """Appends a record; whoever watches the file sees it at once."""
         if self.metrics:
-            self.metrics.write(json.dumps(record) + "\n")
-            self.metrics.flush()
-
-
-def own_file(path: str, flags: int) -> int:
-    """Opens a file that is no link: what a link leads to is not ours to write."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+            with naming(self.path / METRICS):
+                self.metrics.write(json.dumps(record) + "\n")
+                self.metrics.flush()
 
 
 def free_name(folder: Path) -> Path:

@@ -69,7 +69,9 @@ class TrainConfig:
     )
     output: str | None = flag(None, "the run's folder (default: runs/MODEL-DATA)")
     resume: bool = flag(
-        False, "go on where --output, or else the newest run, has stopped; start if there is none"
+        False,
+        "go on where --output, or else the newest run of this --model and --data, has stopped; "
+        "start if there is none",
     )
     # The optimizer
     lr: float = flag(2e-4, "learning rate at its peak")
@@ -165,6 +167,9 @@ class TrainConfig:
             refuse("backup", "empty", "give a folder, or hub:USER/NAME")
         if self.seed >= 2**63:
             refuse("seed", self.seed, "it must be below 2^63")
+        for field in dataclasses.fields(self):
+            if not is_text(getattr(self, field.name)):
+                refuse(field.name, repr(getattr(self, field.name)), "rename it to UTF-8 text")
 
     @property
     def lora(self) -> LoRAConfig:
@@ -183,6 +188,7 @@ DEMO: dict[str, Any] = {
     "eval_size": 60,
     "max_steps": 100,
     "eval_every": 20,
+    "save_every": 20,
     "batch_size": 16,
     "micro_batch_tokens": 2048,
     "warmup_steps": 20,
@@ -190,6 +196,15 @@ DEMO: dict[str, Any] = {
     "dtype": "fp32",
     "sample_prompts": ("Where does Anna live?", "Count from 3 to 8."),
 }
+
+
+def is_text(setting: object) -> bool:
+    """Whether a setting can be written down: a file's name may have bytes that are no text."""
+    try:
+        str(setting).encode()
+        return all(map(is_text, setting)) if isinstance(setting, tuple) else True
+    except UnicodeEncodeError:
+        return False
 
 
 def refuse(name: str, value: object, what_to_do: str) -> None:

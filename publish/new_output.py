@@ -1,19 +1,25 @@
 """A new folder or file, which appears whole or not at all: what an export writes.
 
-It is written under a temporary name beside its own and renamed in the end. The temporary one is
-locked meanwhile, so that a second export to the same place is refused, and what a killed one has
-left is known and removed.
+It is made under a temporary name beside its own and renamed in the end. A folder of that name is
+locked as long as somebody writes: a second export to the same place is refused, and what a killed
+one has left is known by its free lock, and used again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from data.locks import locked
-from lora.durable import UNFINISHED, flush_folder, make_folder, remove_unfinished
+from lora.durable import (
+    UNFINISHED,
+    flush_folder,
+    make_folder,
+    remove_leftovers,
+    remove_unfinished,
+)
 from lora.locks import try_lock
 
 
@@ -25,38 +31,50 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     Raises:
         OSError: what was raised within, in words that name `folder`; nothing is left of it.
-        ValueError: if another process is writing it.
+        ValueError: if another process is writing it, or has written it meanwhile.
     """
-    with unfinished(folder.resolve(), Path.mkdir) as temporary:
+    folder = folder.resolve()
+    with temporary_folder(folder) as temporary:
         yield temporary
         flush_folder(temporary)
+        temporary.rename(folder)
+    flush_folder(folder.parent)
 
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A temporary file that gets the name `path` as a `new_folder` does."""
-    with unfinished(path.resolve(), Path.touch) as temporary:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+    """A temporary path for a file that gets the name `path` as a `new_folder` does.
+
+    The file stands beside a folder that is nothing but its lock. Raises the same.
+    """
+    path = path.resolve()
+    file = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
+    with temporary_folder(path) as lock:
+        remove_leftovers(path.parent, re.compile(rf"\d+-{re.escape(path.name)}"))
+        try:
+            yield file
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+            lock.rmdir()  # first, or a kill between the two would leave it for good
+            file.rename(path)
+        except BaseException:
+            remove_unfinished(file)
+            raise
+    flush_folder(path.parent)
 
 
 @contextlib.contextmanager
-def unfinished(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
-    """What `make` makes beside `path`, renamed to it in the end or removed."""
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, whose parents it makes; in the end nothing is left of it."""
     temporary = path.with_name(f"{UNFINISHED}{path.name}")
     made: list[Path] = []
     try:
         made += [parent for parent in path.parents if not parent.exists()]  # the deepest first
         make_folder(path.parent)
-        with claimed(temporary, make):
-            try:
-                yield temporary
-                temporary.rename(path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    remove_unfinished(temporary)
-                raise
+        with claimed(temporary):
+            if path.is_file() or (path.is_dir() and any(path.iterdir())):
+                raise ValueError(f"{path} was made by another process meanwhile; choose another")
+            yield temporary
     except BaseException as error:
         for parent in made:
             with contextlib.suppress(OSError):
@@ -67,40 +85,50 @@ def unfinished(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
             f"{path} could not be written ({error.strerror or error}), and nothing is left of it; "
             "make room, or choose another place"
         ) from None
-    flush_folder(path.parent)
 
 
 @contextlib.contextmanager
-def claimed(temporary: Path, make: Callable[[Path], None]) -> Iterator[None]:
-    """Makes it anew and holds its lock.
+def claimed(folder: Path) -> Iterator[None]:
+    """Makes a folder, or empties a dead process's, and keeps its lock; removes it in the end.
 
     Raises:
-        ValueError: if another process holds it.
+        ValueError: if a living process has its lock.
     """
-    with locked(temporary.parent):  # from looking to locking, nobody comes in between
-        if os.path.lexists(temporary) and not is_free(temporary):
-            name = temporary.name.removeprefix(UNFINISHED)
-            raise ValueError(
-                f"{temporary.with_name(name)} is being written by another process; wait for it, "
-                "or choose another place"
-            )
-        remove_unfinished(temporary)
-        make(temporary)
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try_lock(descriptor)
+    descriptor = locked_folder(folder)
     try:
+        for leftover in folder.iterdir():
+            remove_unfinished(leftover)
         yield
     finally:
+        if is_there(descriptor, folder):  # and not renamed, or by now another process's
+            remove_unfinished(folder)
         os.close(descriptor)
 
 
-def is_free(temporary: Path) -> bool:
-    """Whether nobody holds its lock: it is what a killed process has left."""
+def locked_folder(folder: Path) -> int:
+    """The descriptor that holds the lock of a folder of this name, which is made if need be."""
+    while True:
+        if folder.is_symlink() or not folder.is_dir():
+            folder.unlink(missing_ok=True)  # no process of ours has made a link, or a file
+        folder.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+            raise
+        if not try_lock(descriptor):
+            os.close(descriptor)
+            name = folder.with_name(folder.name.removeprefix(UNFINISHED))
+            raise ValueError(f"another process is writing {name}; wait, or choose another place")
+        if is_there(descriptor, folder):
+            return descriptor
+        os.close(descriptor)  # its owner has just renamed or removed it
+
+
+def is_there(descriptor: int, path: Path) -> bool:
+    """Whether what is open has this name now."""
     try:
-        descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return True  # no process of ours has made a link, or what cannot be opened
-    try:
-        return try_lock(descriptor)
-    finally:
-        os.close(descriptor)
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False

@@ -88,7 +88,7 @@ FILES = [
     Mutant(
         "two processes replace the same damaged tokens at once",
         "",
-        "data/locks.py",
+        "data/token_cache.py",
         "            fcntl.flock(descriptor, fcntl.LOCK_EX)\n",
         "            pass\n",
         "test_token_cache.py"
@@ -98,7 +98,7 @@ FILES = [
         "two exports write into one unfinished folder",
         "",
         "publish/new_output.py",
-        "        if os.path.lexists(temporary) and not is_free(temporary):\n",
+        "        if not try_lock(descriptor):\n",
         "        if False:\n",
         "test_new_output.py::test_a_second_one_is_refused_and_harms_nothing",
     ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ from browser import Seen, Server, chat_command, open_page, serve
 from conftest import ROOT
 from hub_server import hub
 from playwright.sync_api import Browser, expect
+
+import chat
 
 
 def plain_command(*arguments: str):
@@ -38,6 +41,17 @@ def addresses(server: Server) -> set[str]:
             if state == "0A" and int(port, 16) == server.port:
                 found.add(host)
     return found
+
+
+def test_a_port_that_is_taken_is_told_before_the_page_starts(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert chat.main(["--port", str(port)]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        f"chat.py: port is {port}, which another program serves on 127.0.0.1; "
+        "choose another --port\n"
+    )
 
 
 def test_the_settings_tell_nobody_and_watch_nothing():

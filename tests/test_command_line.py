@@ -156,10 +156,8 @@ def test_a_command_that_works_ends_with_0_and_says_nothing(capsys):
         (ValueError("no such model: 'x'"), "ask.py: no such model: 'x'\n"),
         (ValueError("two\n  lines\n"), "ask.py: two lines\n"),
         (OSError("disk full"), "ask.py: disk full\n"),
-        (
-            FileNotFoundError(2, "No such file", "a"),
-            "ask.py: a cannot be used (No such file); see what it is, and who may write it\n",
-        ),
+        (FileNotFoundError(2, "No such file", "a"), "ask.py: a: No such file; see what is there\n"),
+        (OSError(28, "No space", "a", None, "b"), "ask.py: a to b: No space; make room\n"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), None),
     ],
 )

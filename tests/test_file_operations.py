@@ -149,7 +149,7 @@ def check_saved(root: Path, again: bool) -> None:
     assert newest in ([run.checkpoint(3)] if again else [run.checkpoint(2), run.checkpoint(3)])
     assert damaged == []
     if again:
-        assert set(run.saved_steps()) - {1} == {2, 3}
+        assert run.saved_steps() in ([2, 3], [1, 2, 3])  # the oldest stays if its removal fails
         verify_folder(run.adapter)
 
 
@@ -178,7 +178,7 @@ def copy(root: Path) -> None:
 def check_copied(root: Path, again: bool) -> None:
     whole = [f for f in (root / "copies").glob("step-*") if not verify_folder(f)]
     names = {folder.name for folder in whole}
-    assert names and (not again or names == {"step-000002"})
+    assert names and (not again or "step-000002" in names)  # the old one, if its removal fails
 
 
 def write_new(root: Path) -> None:
@@ -249,8 +249,11 @@ def test_whatever_operation_is_the_last_nothing_is_lost_and_the_next_start_succe
         ended = struck(root, number, strike, act)
         endings.add(ended)
         check(root, ended in (SUCCEEDED, None))
+        assert ended != REFUSED or act is not write_new or litter(root) == [], number
         act(root)
         check(root, True)
+        old = {save: root / "run/checkpoints/step-000001", copy: root / "copies/step-000001"}
+        assert act not in old or not old[act].exists(), number
         assert litter(root) == [], number
     assert number > 9
     killed = strike in (kill, tear)

@@ -1,11 +1,14 @@
 """Two exports to one place, and what a killed one has left: exactly one of them writes.
 
 Seen to fail when the temporary folder was not locked: the second removed the first's files, and
-half a folder got the real name; and when a link under the temporary name was followed.
+half a folder got the real name; when a link under the temporary name was followed; when a folder
+that was renamed or removed between being opened and being locked counted as the temporary one;
+when what had come into being meanwhile was written over; and when the lock was not freed.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,8 @@ from pathlib import Path
 import pytest
 from small_runs import litter, status
 
+from lora import locks
+from publish import new_output
 from publish.new_output import new_file, new_folder
 
 KINDS = pytest.mark.parametrize("make", [new_folder, new_file])
@@ -36,7 +41,7 @@ def in_another_process(action: Callable[[], None]) -> int:
             action()
             ended = 0
         except ValueError as refused:
-            assert "is being written by another process; wait for it" in str(refused)
+            assert "another process is writing" in str(refused)
             ended = 9
         finally:
             os._exit(ended)
@@ -66,27 +71,75 @@ def test_what_a_killed_one_has_left_hinders_nobody(tmp_path, make):
             os._exit(0)
 
     assert in_another_process(killed) == 0
-    assert litter(tmp_path) == [".unfinished-model"]
+    assert ".unfinished-model" in litter(tmp_path)
     with make(tmp_path / "model") as temporary:
         write(temporary, "whole")
     assert read(tmp_path / "model") == "whole" and litter(tmp_path) == []
+    assert make is new_file or os.listdir(tmp_path / "model") == ["part"]
 
 
 @KINDS
-@pytest.mark.parametrize("what", ["link", "dangling link", "pipe"])
+@pytest.mark.parametrize("what", ["link", "link to a folder", "dangling link", "pipe", "file"])
 def test_what_stands_under_the_temporary_name_is_removed_and_not_followed(tmp_path, make, what):
     stranger, elsewhere = tmp_path / ".unfinished-model", tmp_path / "elsewhere"
-    if what == "link":
-        elsewhere.write_text("mine")
+    mine = elsewhere
+    if what == "link to a folder":
+        elsewhere.mkdir()
+        mine = elsewhere / "mine"
+    if what != "dangling link":
+        mine.write_text("mine")
     if what == "pipe":
         os.mkfifo(stranger)
+    elif what == "file":
+        stranger.touch()
     else:
         stranger.symlink_to(elsewhere)
     with make(tmp_path / "model") as temporary:
         write(temporary, "whole")
     assert read(tmp_path / "model") == "whole" and litter(tmp_path) == []
-    assert elsewhere.exists() == (what == "link")
-    assert what != "link" or elsewhere.read_text() == "mine"
+    assert not mine.exists() if what == "dangling link" else mine.read_text() == "mine"
+
+
+@KINDS
+def test_one_that_ends_between_anothers_opening_and_locking_is_told_from_a_dead_one(
+    tmp_path, monkeypatch, make
+):
+    """The second then holds the lock of what has got the real name, and must not empty that."""
+    path, first = tmp_path / "model", make(tmp_path / "model")
+    write(first.__enter__(), "first")
+    monkeypatch.setattr(
+        new_output, "try_lock", lambda d: (first.__exit__(None, None, None), locks.try_lock(d))[1]
+    )
+    with pytest.raises(ValueError, match="was made by another process meanwhile"):
+        make(path).__enter__()
+    assert read(path) == "first" and litter(tmp_path) == []
+
+
+@KINDS
+def test_what_has_come_into_being_meanwhile_is_not_written_over(tmp_path, make):
+    with make(tmp_path / "model") as temporary:
+        write(temporary, "first")
+    with pytest.raises(ValueError, match="was made by another process meanwhile"):
+        make(tmp_path / "model").__enter__()
+    assert read(tmp_path / "model") == "first" and litter(tmp_path) == []
+
+
+@KINDS
+def test_nothing_stays_open_and_nothing_is_left_of_what_cannot_begin(tmp_path, make, monkeypatch):
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("a", "b"):
+        with make(tmp_path / name) as temporary:
+            write(temporary, name)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+    def failing(*more: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(new_output.os, "open", failing)
+        with pytest.raises(OSError, match="could not be written .Too many open files., and not"):
+            make(tmp_path / "deep" / "model").__enter__()
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
 def test_two_at_once_may_write_beside_each_other(tmp_path):

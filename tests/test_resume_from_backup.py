@@ -158,7 +158,9 @@ def test_a_damaged_checkpoint_here_is_replaced_by_its_copy(
     folder = RunFolder(Path(drive["output"]), writes=False)
     (folder.checkpoint(8) / "optimizer.safetensors").write_bytes(b"")
     assert train.main(flags(**drive, resume=True)) == 0
-    assert "fetched the checkpoint after step 8" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "step-000008 is damaged: optimizer.safetensors is not what was written" in said
+    assert "fetched the checkpoint after step 8" in said
     assert outcome(Path(drive["output"])) == expected
 
 

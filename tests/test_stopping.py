@@ -2,7 +2,7 @@
 
 As a terminal and torchrun do it, the signal goes to all processes. Before training it ends them and
 nothing is there; from then on the checkpoint of the step they were in is whole, and the run goes on
-in the same bits. A second signal ends them where they are, which harms nothing. About 90 seconds.
+in the same bits. A second signal ends them where they are, which harms nothing. About two minutes.
 
 Seen to fail when: the loop looked at the signal between steps only; a step of which a part was
 computed was taken; a left evaluation was logged, or not done again.
