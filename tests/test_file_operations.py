@@ -182,14 +182,17 @@ def check_copied(root: Path, again: bool) -> None:
 
 
 def write_new(root: Path) -> None:
-    for path, make in ((root / "deep" / "model", new_folder), (root / "model.gguf", new_file)):
+    for path, make in (
+        (root / "deep" / "model", new_folder),
+        (root / "deep" / "er" / "model.gguf", new_file),
+    ):
         if not path.exists():
             with make(path) as temporary:
                 write_file(temporary / "part" if make is new_folder else temporary, b"abc" * 99)
 
 
 def check_new(root: Path, again: bool) -> None:
-    for path in (root / "deep" / "model" / "part", root / "model.gguf"):
+    for path in (root / "deep" / "model" / "part", root / "deep" / "er" / "model.gguf"):
         assert path.read_bytes() == b"abc" * 99 if path.exists() else not again
 
 
