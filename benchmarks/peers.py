@@ -109,6 +109,7 @@ def random_llama(setting: Setting) -> Llama:
     with torch.device("meta"):
         model = Llama(setting.config)
     model.to_empty(device="cpu")
+    model.lm_head.weight = model.model.embed_tokens.weight
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         is_norm = name.endswith("norm.weight")

@@ -125,7 +125,7 @@ class TrainConfig:
     dtype: str = flag("auto", "bf16, fp16 or fp32; auto takes the fastest the hardware has")
     device: str = flag("auto", "cuda, mps or cpu; auto takes the first that there is")
     checkpoint_activations: str = flag(
-        "auto", "on: recompute in the backward pass what memory cannot hold; auto: if need be"
+        "auto", "on: half of the memory for activations, a sixth more time; auto: if need be"
     )
     compile: bool = flag(False, "use torch.compile")
     seed: int = flag(3407, "fixes data order, start and dropout")

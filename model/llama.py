@@ -85,8 +85,11 @@ class MLP(nn.Module):
         self.down_proj = FrozenLinear(inner, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        gated = SwiGLU.apply(self.gate_proj(x), self.up_proj(x))  # (T, F)
-        return self.down_proj(gated)
+        return self.down_proj(self.gated(x))
+
+    def gated(self, x: Tensor) -> Tensor:
+        """The widest part of a layer, apart so that it can be recomputed: (T, D) -> (T, F)."""
+        return SwiGLU.apply(self.gate_proj(x), self.up_proj(x))
 
 
 class DecoderLayer(nn.Module):
