@@ -27,7 +27,7 @@ from app.turns import Turns
 from lora.adapter import WEIGHTS_FILE, load_adapter
 from lora.choose_adapter import check_base, check_whole
 from lora.config import CONFIG_FILE
-from lora.inject import lora_disabled, remove_lora
+from lora.inject import lora_disabled, remove_lora, round_lora
 from model.cache import KVCache
 from model.cpu_linear import arrange_for_answers
 from model.device import check_quantize, choose_device, choose_dtype
@@ -187,6 +187,7 @@ class Engine:
         check_whole(adapter)
         try:
             base = load_adapter(model, adapter)
+            round_lora(model)
             check_base(adapter, base, files.name, lambda: self.weights_hash(files))
         except BaseException:
             remove_lora(model)

@@ -31,7 +31,7 @@ from benchmarks.decoders import (
     transformers_side,
 )
 from benchmarks.peers import Setting, random_llama
-from lora.inject import remove_lora
+from lora.inject import remove_lora, round_lora
 from model.cpu_linear import arrange_for_answers
 from model.generate import extend, generate_batch, new_cache, stream
 from model.llama import Llama
@@ -164,6 +164,7 @@ def adapter(
     """Our own answers without and with an adapter, rank 16 on q, k, v and o."""
     base = arranged(model)
     tuned = arrange_for_answers(model.eval())
+    round_lora(tuned)
     prompt = random_prompt(128)
     found: dict[str, tuple[Work, Work | None]] = {
         name: (lambda a=a: a(prompt, 1 + args.new), lambda a=a: a(prompt, 1))

@@ -23,7 +23,7 @@ from model.llama import Llama
 PROCESSOR_HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported
 # Rows up to which reading the weights costs more than multiplying by them.
 FEW_ROWS = 8
-ROWS_AT_A_TIME = 32  # of a prompt
+ROWS_AT_A_TIME = 16  # of a prompt, or of many answers at once
 # The 8-bit kernel takes so many inputs at a time, and reads past a weight's end if some are left.
 INPUTS_AT_A_TIME = 16
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lora.config import ATTENTION, MLP, LoRAConfig
-from lora.inject import add_lora, lora_disabled, lora_layers, merge_lora, remove_lora
+from lora.inject import add_lora, lora_disabled, lora_layers, merge_lora, remove_lora, round_lora
 from lora.layer import LoRALinear
 from model.attention import Packed
 
@@ -216,6 +216,20 @@ def test_merging_is_free_of_side_effects():
     merged.weight.zero_()
     for name, tensor in layer.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_an_adapter_that_was_rounded_once_computes_the_very_same():
+    """Seen to fail when the frozen layer was rounded too, and when nothing was."""
+    model = tiny_llama().to(torch.bfloat16)
+    add_lora(model, LoRAConfig(4, 8.0, 0.0, ATTENTION))
+    for layer in lora_layers(model).values():
+        nn.init.normal_(layer.lora_B.weight)
+    tokens, pattern = random_tokens(20), Packed([20])
+    before = model(tokens, pattern)
+    round_lora(model)
+    assert torch.equal(model(tokens, pattern), before)
+    for layer in lora_layers(model).values():
+        assert layer.lora_A.weight.dtype == layer.lora_B.weight.dtype == torch.bfloat16
 
 
 def test_taking_lora_out_gives_back_the_very_same_layers():
