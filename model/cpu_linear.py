@@ -23,7 +23,7 @@ from model.llama import Llama
 PROCESSOR_HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported
 # Rows up to which reading the weights costs more than multiplying by them.
 FEW_ROWS = 8
-ROWS_AT_A_TIME = 16  # of a prompt, or of many answers at once
+SOME_ROWS, ROWS_AT_A_TIME = 16, 32  # of some answers at once, and of a prompt
 # The 8-bit kernel takes so many inputs at a time, and reads past a weight's end if some are left.
 INPUTS_AT_A_TIME = 16
 
@@ -51,7 +51,8 @@ class PackedLinear(nn.Linear):
         """(T, in) -> (T, out), in bfloat16."""
         # oneDNN compiles a kernel for each number of rows. Rounded up, prompts of all lengths share
         # a few; a row does not change with those below it.
-        rows = len(x) if len(x) <= FEW_ROWS else -(-len(x) // ROWS_AT_A_TIME) * ROWS_AT_A_TIME
+        at_a_time = SOME_ROWS if len(x) <= SOME_ROWS else ROWS_AT_A_TIME
+        rows = len(x) if len(x) <= FEW_ROWS else -(-len(x) // at_a_time) * at_a_time
         padded = F.pad(x, (0, 0, 0, rows - len(x))) if rows > len(x) else x
         out = torch.ops.mkldnn._linear_pointwise(padded, self.weight, None, "none", [], "")
         return out[: len(x)]

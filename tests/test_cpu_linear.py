@@ -15,6 +15,7 @@ import math
 import weakref
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -162,16 +163,21 @@ def test_an_answer_in_a_batch_is_the_answer_alone(name):
 
 @needs_bf16  # without, it is emulated: minutes
 def test_perplexity_in_8_bits(assets: Path, monkeypatch):
-    """SmolLM2's, of 2,048 tokens of English, every product in 8 bits. Bound 0.5 %."""
+    """SmolLM2's, of 6,144 tokens of conversations, every product in 8 bits. Bound 0.5 %.
+
+    Measured: 0.42 %; of each third 0.41, 0.28 and 0.56 %.
+    """
     folder = assets / "smollm2-135m-instruct"
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    ids = torch.tensor(Tokenizer.from_folder(folder).encode(text)[:2048])
+    file = pq.ParquetFile(assets / "data" / "train-00000-of-00001.parquet")
+    rows = next(file.iter_batches(400, columns=["conversations"])).to_pydict()["conversations"]
+    text = "\n".join(turn["value"] for row in rows for turn in row)
+    ids = torch.tensor(Tokenizer.from_folder(folder).encode(text)[:6144])
     monkeypatch.setattr(cpu_linear, "FEW_ROWS", len(ids))
     perplexity = {}
     for name in (None, "int8"):
         model = arrange_for_answers(load_model(folder, torch.bfloat16), name)
         with torch.inference_mode():
-            logits = model(ids, Packed([512] * 4)).float()
+            logits = model(ids, Packed([512] * 12)).float()
         seen = torch.arange(len(ids) - 1) % 512 < 511
         loss = F.cross_entropy(logits[:-1][seen], ids[1:][seen])
         perplexity[name] = math.exp(loss.item())
