@@ -7,6 +7,7 @@ is downloaded or written.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import sys
 import types
@@ -201,10 +202,10 @@ DEMO: dict[str, Any] = {
 def is_text(setting: object) -> bool:
     """Whether a setting can be written down: a file's name may have bytes that are no text."""
     try:
-        str(setting).encode()
-        return all(map(is_text, setting)) if isinstance(setting, tuple) else True
+        json.dumps(setting, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return False
+    return True
 
 
 def refuse(name: str, value: object, what_to_do: str) -> None:

@@ -88,8 +88,9 @@ class MLP(nn.Module):
         return self.down_proj(self.gated(x))
 
     def gated(self, x: Tensor) -> Tensor:
-        """The widest part of a layer, apart so that it can be recomputed: (T, D) -> (T, F)."""
-        return SwiGLU.apply(self.gate_proj(x), self.up_proj(x))
+        """The widest part of a layer, apart so that it can be recomputed."""
+        gated = SwiGLU.apply(self.gate_proj(x), self.up_proj(x))  # (T, F)
+        return gated
 
 
 class DecoderLayer(nn.Module):

@@ -57,7 +57,7 @@ def fixed_bytes(model: Llama) -> int:
 def fit_passes(
     model: Llama, device: torch.device, processes: int, longest: int, recompute: str
 ) -> tuple[int, bool]:
-    """The most tokens for one forward pass, and whether layers have to recompute.
+    """The most tokens for one forward pass, and whether MLPs have to recompute.
 
     Args:
         model: on its device already, with its LoRA layers.
@@ -122,10 +122,10 @@ def peak_bytes(device: torch.device) -> int:
 def recompute_activations(model: Llama) -> None:
     """Lets the MLPs keep their inputs only, and compute what is wide anew in the backward pass.
 
-    Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174, of that part
-    alone: more than half of what a layer keeps are these two, and they are two of its products,
-    while attention is as dear and narrow. Dropout falls on the same units both times, because the
-    state of the random generator is kept with the input.
+    Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174, but not of whole
+    layers: what `gate_proj` and `up_proj` return is half of what a layer keeps, and costs two
+    products. Dropout falls on the same units both times, because the state of the random generator
+    is kept with the input.
     """
     for module in model.modules():
         if isinstance(module, MLP):

@@ -38,14 +38,11 @@ os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 # Of several workers none shall be left with a long file when the others are done. What forks most
 # comes first: a fork copies what a process has, and that becomes more from test to test.
-FIRST = [
-    f"test_{name}.py"
-    for name in (
-        *("command_operations", "file_operations", "stopping", "durable", "random_kills"),
-        *("power_loss", "export_failures", "real_weights", "demo_training", "chat_browser"),
-        *("train_matches_transformers", "hub_backup", "benchmarks", "train_command"),
-    )
-]
+FIRST = """
+    command_operations file_operations stopping durable random_kills power_loss export_failures
+    real_weights demo_training chat_browser train_matches_transformers hub_backup benchmarks
+    train_command
+""".split()
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 needs_bf16 = pytest.mark.skipif(
     not PROCESSOR_HAS_BF16(), reason="needs a processor that oneDNN has bfloat16 kernels for"
@@ -132,7 +129,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(FIRST)}
+    places = {f"test_{name}.py": place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(FIRST)))
 
 

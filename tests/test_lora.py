@@ -219,7 +219,7 @@ def test_merging_is_free_of_side_effects():
 
 
 def test_an_adapter_that_was_rounded_once_computes_the_very_same():
-    """Seen to fail when the frozen layer was rounded too, and when nothing was."""
+    """Seen to fail when A was rounded to float16, and when nothing was rounded."""
     model = tiny_llama().to(torch.bfloat16)
     add_lora(model, LoRAConfig(4, 8.0, 0.0, ATTENTION))
     for layer in lora_layers(model).values():

@@ -3,7 +3,8 @@
 Seen to fail when the temporary folder was not locked: the second removed the first's files, and
 half a folder got the real name; when a link under the temporary name was followed; when a folder
 that was renamed or removed between being opened and being locked counted as the temporary one;
-when what had come into being meanwhile was written over; and when the lock was not freed.
+when what had come into being meanwhile was written over; when the lock was not freed; when a
+killed one's files stayed in the folder; and when another's folder under the same name was removed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from small_runs import litter, status
 
 from lora import locks
 from publish import new_output
-from publish.new_output import new_file, new_folder
+from publish.new_output import claimed, new_file, new_folder
 
 KINDS = pytest.mark.parametrize("make", [new_folder, new_file])
 
@@ -68,6 +69,8 @@ def test_what_a_killed_one_has_left_hinders_nobody(tmp_path, make):
     def killed() -> None:
         with make(tmp_path / "model") as temporary:
             write(temporary, "half")
+            if temporary.is_dir():
+                (temporary / "more").touch()
             os._exit(0)
 
     assert in_another_process(killed) == 0
@@ -140,6 +143,14 @@ def test_nothing_stays_open_and_nothing_is_left_of_what_cannot_begin(tmp_path, m
         with pytest.raises(OSError, match="could not be written .Too many open files., and not"):
             make(tmp_path / "deep" / "model").__enter__()
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_what_another_process_has_made_meanwhile_under_the_temporary_name_stays(tmp_path):
+    folder = tmp_path / ".unfinished-model"
+    with claimed(folder):
+        folder.rename(tmp_path / "model")
+        folder.mkdir()
+    assert folder.exists()
 
 
 def test_two_at_once_may_write_beside_each_other(tmp_path):
