@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 QUERIES = 128  # of a block
+MULTIPLE = 32
 
 
 class BlockAttention(torch.autograd.Function):
@@ -46,13 +47,14 @@ class BlockAttention(torch.autograd.Function):
         for rows, seen, triangle in blocks(q, k):
             weights = weights_of_block(queries[:, rows], keys[:, :seen], triangle)
             out[:, rows] = weights @ values[:, :seen]
-        return by_token(out, q.shape[1])
+        return by_token(out, place_of_queries(q, k), q.shape[1])
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         q, k, v = ctx.saved_tensors
         queries, keys, values = arranged(q, k, v)
-        d_seen = by_key_head(d_out, k.shape[1])
+        place = place_of_queries(q, k)
+        d_seen = by_key_head(d_out, k.shape[1], place.start)
         d_q = torch.empty_like(queries)
         exact = torch.promote_types(k.dtype, torch.float32)  # for sums over many blocks
         d_k, d_v = (torch.zeros_like(x, dtype=exact) for x in (keys, values))
@@ -65,16 +67,26 @@ class BlockAttention(torch.autograd.Function):
             d_q[:, rows] = d_scores @ keys[:, :seen]
             d_k[:, :seen] += d_scores.transpose(1, 2) @ queries[:, rows]
         d_k *= q.shape[2] ** -0.5
-        return by_token(d_q, q.shape[1]), by_token(d_k.to(k.dtype)), by_token(d_v.to(v.dtype))
+        of_keys = slice(len(k))
+        d_k, d_v = (by_token(x.to(k.dtype), of_keys, k.shape[1]) for x in (d_k, d_v))
+        return by_token(d_q, place, q.shape[1]), d_k, d_v
+
+
+def place_of_queries(q: Tensor, k: Tensor) -> slice:
+    """Where the T queries are among those of whole multiples: the first may have fillers before it."""
+    start = (len(k) - len(q)) % MULTIPLE
+    return slice(start, start + len(q))
 
 
 def blocks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, int, Tensor]]:
     """The blocks' rows, how many keys they may see, and the triangle over the last of those."""
-    T, S, G = len(q), len(k), q.shape[1] // k.shape[1]
-    for start in range(0, T, QUERIES):
-        count = min(QUERIES, T - start)
-        rows = slice(start * G, (start + count) * G)
-        yield rows, S - T + start + count, causal_triangle(count, G, q.dtype)
+    G = q.shape[1] // k.shape[1]
+    first = len(k) - len(q) - place_of_queries(q, k).start
+    last = whole_multiples(len(k))
+    for start in range(first, last, QUERIES):
+        end = min(start + QUERIES, last)
+        rows = slice((start - first) * G, (end - first) * G)
+        yield rows, end, causal_triangle(end - start, G, q.dtype)
 
 
 @functools.lru_cache(maxsize=256)
@@ -97,16 +109,29 @@ def weights_of_block(queries: Tensor, keys: Tensor, triangle: Tensor) -> Tensor:
 def arranged(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """By key/value head: the queries, (K, T G, E), the keys over sqrt(E), the values, (K, S, E)."""
     key_heads = k.shape[1]
-    keys = by_key_head(k, key_heads) * q.shape[2] ** -0.5
-    return by_key_head(q, key_heads), keys, by_key_head(v, key_heads)
+    queries = by_key_head(q, key_heads, place_of_queries(q, k).start)
+    keys = by_key_head(k, key_heads).mul_(q.shape[2] ** -0.5)
+    return queries, keys, by_key_head(v, key_heads)
 
 
-def by_key_head(x: Tensor, key_heads: int) -> Tensor:
-    """(T, H, E) -> (K, T G, E): for each key head one token after the other, with its G heads."""
-    return x.unflatten(1, (key_heads, -1)).transpose(0, 1).flatten(1, 2)
+def by_key_head(x: Tensor, key_heads: int, start: int = 0) -> Tensor:
+    """(T, H, E) -> (K, T G, E): for each key head one token after the other, with its G heads.
+
+    With zeros for fillers before `start` and after the last token.
+    """
+    grouped = x.unflatten(1, (key_heads, -1)).transpose(0, 1)  # (K, T, G, E)
+    count = whole_multiples(start + len(x))
+    filled = x.new_zeros(key_heads, count, *grouped.shape[2:])
+    filled[:, start : start + len(x)] = grouped
+    return filled.flatten(1, 2)
 
 
-def by_token(x: Tensor, heads: int | None = None) -> Tensor:
-    """The inverse of `by_key_head`."""
-    group = 1 if heads is None else heads // len(x)
-    return x.unflatten(1, (-1, group)).transpose(0, 1).flatten(1, 2)
+def by_token(x: Tensor, place: slice, heads: int) -> Tensor:
+    """The inverse of `by_key_head`, without the fillers around `place`."""
+    grouped = x.unflatten(1, (-1, heads // len(x)))[:, place]
+    return grouped.transpose(0, 1).flatten(1, 2)
+
+
+def whole_multiples(count: int) -> int:
+    """A number of tokens with the fillers."""
+    return -(-count // MULTIPLE) * MULTIPLE

@@ -441,16 +441,21 @@ from app.model_files import open_model
 from model.generation_config import SamplingConfig
 
 engine, demo = Engine("cpu", "bf16"), open_model("demo")
-for length in range(10, 210):
-    ids = [1941, *[50 + length] * length]
-    list(engine.answer([Request(demo, None, ids, SamplingConfig(), 0, 1)], lambda what: None))
-    if length in (109, 209):
-        print(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
+def memory_after(lengths):
+    for length in lengths:
+        ids = [1941, *[50 + length] * length]
+        list(engine.answer([Request(demo, None, ids, SamplingConfig(), 0, 1)], lambda what: None))
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+print(memory_after([15, *range(31, 224, 32)]), memory_after(range(10, 210)))
 """
 
 
 def test_prompts_of_many_lengths_do_not_fill_the_memory():
-    """Seen to grow by 275 MB when PyTorch kept a kernel for every length that it met."""
+    """PyTorch keeps a kernel for every shape that it meets, and lengths are filled up to share them.
+
+    Seen to grow by 32 MB when linear layers, and by 52 MB when attention took every length as it is.
+    """
     done = subprocess.run(
         [sys.executable, "-c", MANY_LENGTHS],
         cwd=ROOT,
@@ -458,5 +463,5 @@ def test_prompts_of_many_lengths_do_not_fill_the_memory():
         text=True,
         check=True,
     )
-    before, after = map(int, done.stdout.split())
-    assert after - before < 5e6
+    shared, all_lengths = map(int, done.stdout.split())
+    assert all_lengths - shared < 5e6
