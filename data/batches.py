@@ -25,7 +25,8 @@ from torch import Tensor
 from data.dataset import Example
 
 # Kernels for matrix products take rows in blocks, and some remainders are dear: products of 1,023
-# rows take oneDNN up to half more time than those of 1,024.
+# rows take oneDNN up to half more time than those of 1,024. PyTorch also keeps a kernel for each
+# number of rows that it meets, half a MB each, for the last thousand.
 MULTIPLE = 32
 
 
@@ -130,7 +131,8 @@ class MicroBatch:
     Attributes:
         tokens: int64, (T,).
         lengths: tokens of each conversation, and of the filler behind them; they add up to T.
-        before_target: int64, (N,), the places in `tokens` whose successor is a target.
+        before_target: int64, (M,), the places in `tokens` whose successor is a target, and then
+            place 0 as a filler.
         targets: int64, (N,), those successors.
     """
 
@@ -145,7 +147,7 @@ class MicroBatch:
 
         A conversation's first token is never a target, since nothing of its own stands before it.
         Its last target and what comes after are no input, since nothing is predicted from them.
-        A filler makes T a multiple of `MULTIPLE`; it is a text of its own, without a target.
+        Fillers make T and M multiples of `MULTIPLE`. That of T is a text without a target.
         """
         tokens, lengths, before_target, targets, first = [], [], [], [], 0
         for example in examples:
@@ -160,6 +162,7 @@ class MicroBatch:
         if filler := -first % MULTIPLE:
             tokens.append(np.zeros(filler, np.int64))
             lengths.append(filler)
+        before_target.append(np.zeros(-sum(map(len, targets)) % MULTIPLE, np.int64))
         return cls(joined(tokens), lengths, joined(before_target), joined(targets))
 
     def to(self, device: torch.device) -> MicroBatch:

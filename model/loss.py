@@ -10,7 +10,7 @@ its gradient towards the hidden states are computed together, and the logits are
 next chunk. That is possible because the loss is the last thing computed, and because the head is
 frozen: nobody asks for the head's gradient.
 
-Shapes: N target tokens (only those get logits), D hidden_size, V vocab_size.
+Shapes: N target tokens (only those get logits), M with fillers, D hidden_size, V vocab_size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def summed_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor) -> Tenso
     """Cross-entropy in nats, summed over the targets; softmax in float32 or better.
 
     Args:
-        hidden: (N, D), what the head reads at each token *before* a target.
+        hidden: (M, D), what the head reads at each token *before* a target. Rows after the N-th
+            are fillers: they count for nothing, and some numbers of rows are multiplied faster.
         head: (V, D), the frozen weight of `lm_head`.
         targets: (N,), int64 ids. N may be 0, and the sum is then 0.
 
@@ -48,19 +49,20 @@ class SummedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
-        gradient = torch.empty_like(hidden) if needs_gradient else None
-        for start in range(0, len(hidden), CHUNK):
+        gradient = torch.zeros_like(hidden) if needs_gradient else None
+        for start in range(0, len(targets), CHUNK):
             chunk = slice(start, start + CHUNK)
+            count = len(targets[chunk])  # the last chunk's fillers stand behind
             logits = product(hidden[chunk], head)
             largest = logits.amax(dim=1, keepdim=True).to(exact)
             at_target = logits.gather(1, targets[chunk, None]).to(exact)
             shares = logits.to(exact).sub_(largest).exp_()
             sums = shares.sum(dim=1, keepdim=True)
-            total += (sums.log() + largest - at_target).sum()
+            total += ((sums.log() + largest)[:count] - at_target).sum()
             if gradient is not None:
                 # d loss / d z = softmax(z), less 1 at the target; and z = head @ hidden.
                 expected = product(shares.to(hidden.dtype), head.T).div_(sums)
-                gradient[chunk] = expected - head[targets[chunk]]
+                gradient[chunk][:count] = expected[:count] - head[targets[chunk]]
         ctx.gradient = gradient
         return total
 

@@ -107,7 +107,7 @@ NUMBERS = [
         "logits exist for all tokens at once",
         "",
         "model/loss.py",
-        "range(0, len(hidden), CHUNK):\n            chunk = slice(start, start + CHUNK)",
+        "range(0, len(targets), CHUNK):\n            chunk = slice(start, start + CHUNK)",
         "[0]:\n            chunk = slice(0, len(hidden))",
         "test_loss.py::test_logits_exist_for_one_chunk_at_a_time",
     ),

@@ -78,6 +78,20 @@ def test_chunks_change_nothing(count, monkeypatch):
     torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("count", [1, 8, 13, 31])
+def test_fillers_count_for_nothing(count, monkeypatch):
+    """Seen to fail when they entered the sum, and when they had a gradient."""
+    monkeypatch.setattr(loss_module, "CHUNK", 16)
+    hidden, head, targets = problem(count, 101, torch.float64)
+    filled = torch.cat([hidden.detach(), torch.ones(-count % 8, D, dtype=torch.float64)])
+    got = summed_cross_entropy(filled.requires_grad_(), head, targets)
+    gradient = torch.autograd.grad(got, filled)[0]
+    wanted, wanted_gradient = reference(hidden, head, targets)
+    torch.testing.assert_close(got, wanted, rtol=1e-13, atol=0)
+    torch.testing.assert_close(gradient[:count], wanted_gradient, rtol=1e-12, atol=1e-14)
+    assert not gradient[count:].any()
+
+
 def test_without_targets_the_loss_is_zero_and_so_is_its_gradient():
     hidden = torch.zeros(0, D, requires_grad=True)
     loss = summed_cross_entropy(hidden, torch.zeros(9, D), torch.zeros(0, dtype=torch.int64))

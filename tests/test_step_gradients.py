@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from conftest import tiny_llama
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import (
     LENGTHS,
     adapted,
@@ -35,6 +36,7 @@ from model.llama import Llama
 from model.memory import recompute_activations
 from run import Run
 
+aten = torch.ops.aten
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5}
 ALL = range(len(LENGTHS))
 each_dtype = pytest.mark.parametrize("dtype", BOUNDS, ids=["float64", "float32"])
@@ -101,6 +103,36 @@ def test_every_partition_gives_the_gradient_of_the_padded_batch(dtype):
         loss, norm, found = step_gradients(run, division)
         assert farthest(found, wanted) <= BOUNDS[dtype]
         assert (loss, norm) == pytest.approx((wanted_loss, wanted_norm), rel=1e-5)
+
+
+class Products(TorchDispatchMode):
+    """Remembers the shapes of all matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (aten.mm.default, aten.bmm.default):
+            self.shapes.add(tuple(arg.shape for arg in args))
+        return func(*args, **(kwargs or {}))
+
+
+def test_texts_of_other_lengths_meet_the_same_kernels():
+    """PyTorch keeps one for each shape: on the demo, up to 600 MB of them.
+
+    Seen to fail when the stream, the targets, or the texts in attention were not filled up.
+    """
+    model = adapted(dtype=torch.bfloat16)
+    met = []
+    for lengths in ((70, 40), (71, 41)):
+        rows = examples(lengths)
+        batch = MicroBatch.of(rows)
+        with Products() as products:
+            train.gradients(run_in_memory(model, rows), [batch])
+        met.append((len(batch.targets), products.shapes))
+    (targets, shapes), (other_targets, other_shapes) = met
+    assert targets != other_targets and shapes == other_shapes and len(shapes) > 20
 
 
 @each_dtype
