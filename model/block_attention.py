@@ -124,7 +124,7 @@ def by_key_head(x: Tensor, key_heads: int, start: int = 0) -> Tensor:
 
     With zeros for fillers before `start` and after the last token.
     """
-    grouped = x.unflatten(1, (key_heads, -1)).transpose(0, 1)  # (K, T, G, E)
+    grouped = x.unflatten(1, (key_heads, -1)).transpose(0, 1)
     count = whole_multiples(start + len(x))
     filled = x.new_zeros(key_heads, count, *grouped.shape[2:])
     filled[:, start : start + len(x)] = grouped
