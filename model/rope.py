@@ -61,16 +61,20 @@ def rope_table(config: LlamaConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
         positions: int64, (T,).
 
     Returns:
-        Two float32 tensors of shape (T, 1, E/2); the 1 stands for all heads alike.
+        Two float32 tensors of shape (T, 1, E), where the 1 stands for all heads alike: the cosines
+        twice, for a pair's first and second feature, and the sines, negative for the first.
     """
     speeds = rotation_speeds(config, positions.device)  # (E/2,)
     # Broadcasting, not a matrix product: autocast would round the latter's inputs.
     angles = positions.float()[:, None, None] * speeds  # (T, 1, E/2)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Turns each pair (a, b) of `x` to (a cos - b sin, b cos + a sin).
+
+    That is cos times the pair as it is, plus sin, negative for the first, times the pair swapped.
 
     Args:
         x: queries or keys, (T, heads, E).
@@ -79,7 +83,7 @@ def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     Returns:
         The shape and dtype of `x`; computed in float32 or better.
     """
-    cos, sin = rope
-    a, b = x.chunk(2, dim=-1)
-    turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
-    return turned.to(x.dtype)
+    cos, signed_sin = rope
+    exact = x.to(torch.promote_types(x.dtype, cos.dtype))
+    swapped = exact.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(exact * cos, swapped, signed_sin).to(x.dtype)

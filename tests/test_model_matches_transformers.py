@@ -141,7 +141,7 @@ def test_rope_speeds_are_theirs_and_fall_into_three_bands(factor):
     hf = transformers.LlamaConfig(**tiny_config(head_dim=64, rope_parameters=llama3_rope(factor)))
     wanted = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](hf, "cpu")[0]
     cos, sin = rope_table(config, torch.tensor([1]))
-    speeds = torch.atan2(sin, cos).flatten()
+    speeds = torch.atan2(sin, cos).flatten()[32:]  # the first of a pair have the sine's negative
     assert (speeds - wanted).abs().max() <= 1e-7
 
     plain = 1 / 500_000 ** (torch.arange(0, 64, 2) / 64)
