@@ -42,7 +42,7 @@ NO_MEMORY = (
     "--dtype or --device"
 )
 FAILED = "the model failed at this answer; the server's log says more"
-# oneDNN, which multiplies 16-bit matrices on a CPU, compiles a kernel for every number of tokens
+# oneDNN, which multiplies 16-bit matrices on a CPU, compiles a kernel for every shape that it meets
 # and keeps a thousand of them. These environment variables are its limits.
 KERNEL_LIMITS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 KERNELS_KEPT = 64

@@ -25,8 +25,8 @@ from torch import Tensor
 from data.dataset import Example
 
 # Kernels for matrix products take rows in blocks, and some remainders are dear: products of 1,023
-# rows take oneDNN up to half more time than those of 1,024. PyTorch also keeps a kernel for each
-# number of rows that it meets, half a MB each, for the last thousand.
+# rows take oneDNN up to half more time than those of 1,024. And PyTorch keeps a kernel, of half a
+# MB, for each of the last thousand shapes.
 MULTIPLE = 32
 
 
@@ -132,7 +132,7 @@ class MicroBatch:
         tokens: int64, (T,).
         lengths: tokens of each conversation, and of the filler behind them; they add up to T.
         before_target: int64, (M,), the places in `tokens` whose successor is a target, and then
-            place 0 as a filler.
+            the first of them again, as fillers.
         targets: int64, (N,), those successors.
     """
 
@@ -147,7 +147,8 @@ class MicroBatch:
 
         A conversation's first token is never a target, since nothing of its own stands before it.
         Its last target and what comes after are no input, since nothing is predicted from them.
-        Fillers make T and M multiples of `MULTIPLE`. That of T is a text without a target.
+        Fillers make T and M multiples of `MULTIPLE`. The tokens among them are a text of their own,
+        without a target.
         """
         tokens, lengths, before_target, targets, first = [], [], [], [], 0
         for example in examples:
@@ -162,7 +163,9 @@ class MicroBatch:
         if filler := -first % MULTIPLE:
             tokens.append(np.zeros(filler, np.int64))
             lengths.append(filler)
-        before_target.append(np.zeros(-sum(map(len, targets)) % MULTIPLE, np.int64))
+        if before_target:
+            again = np.full(-sum(map(len, targets)) % MULTIPLE, before_target[0][0])
+            before_target.append(again)
         return cls(joined(tokens), lengths, joined(before_target), joined(targets))
 
     def to(self, device: torch.device) -> MicroBatch:

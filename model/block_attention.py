@@ -12,17 +12,17 @@ reach most of it, and what lies above the diagonal is computed within one block 
 The H / K query heads that share a key/value head stand side by side as rows of one product, so no
 key is copied for them (grouped-query attention, Ainslie et al., arXiv:2305.13245).
 
-Fillers make the first query's place and the number of keys multiples of 32. PyTorch has oneDNN make
-a kernel for each shape that it meets, and keeps the last thousand, half a MB each: so texts of all
-lengths share a few.
+Fillers make the place of the first query and the number of keys multiples of 32. They change
+nothing: a filler among the keys stands behind all queries but other fillers, and what a filler
+among the queries would see is dropped. But oneDNN makes a kernel for each shape that it meets, and
+PyTorch keeps a thousand of them, of half a MB each. So texts of up to 1,024 tokens share a hundred.
 
 What it costs: the scores come out of their product rounded to bfloat16, while the kernel keeps them
 in float32. Eager attention in transformers rounds them, too. On SmolLM2 the logits' rounding error
 is the same within 2 %.
 
-Shapes: T queries, S >= T keys, of which the last T are the queries' own, both with their fillers
-once they are arranged; H query heads, K key/value heads, G = H / K, E head_dim; R = G times the
-queries of a block.
+Shapes: T queries, S >= T keys, of which the last T are the queries' own; T' and S' with fillers;
+H query heads, K key/value heads, G = H / K, E head_dim; R = G times the queries of a block.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 QUERIES = 128  # of a block
-MULTIPLE = 32
+MULTIPLE = 32  # of rows, as in data/batches.py
 
 
 class BlockAttention(torch.autograd.Function):
@@ -78,7 +78,7 @@ class BlockAttention(torch.autograd.Function):
 
 
 def place_of_queries(q: Tensor, k: Tensor) -> slice:
-    """Where the T queries are among those of whole multiples: fillers may stand before them."""
+    """Where the T queries are among the T': behind fillers, if they begin at no multiple of 32."""
     start = (len(k) - len(q)) % MULTIPLE
     return slice(start, start + len(q))
 
@@ -94,7 +94,7 @@ def blocks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, int, Tensor]]:
         yield rows, end, causal_triangle(end - start, G, q.dtype)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=16)
 def causal_triangle(count: int, group: int, dtype: torch.dtype) -> Tensor:
     """What to add to the scores of `count` queries and their own keys: -inf for later ones.
 
@@ -112,7 +112,7 @@ def weights_of_block(queries: Tensor, keys: Tensor, triangle: Tensor) -> Tensor:
 
 
 def arranged(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """By key/value head: the queries, (K, T G, E), the keys over sqrt(E), the values, (K, S, E)."""
+    """By key head: the queries, (K, T' G, E), the keys over sqrt(E) and the values, (K, S', E)."""
     key_heads = k.shape[1]
     queries = by_key_head(q, key_heads, place_of_queries(q, k).start)
     keys = by_key_head(k, key_heads).mul_(q.shape[2] ** -0.5)
@@ -120,9 +120,9 @@ def arranged(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def by_key_head(x: Tensor, key_heads: int, start: int = 0) -> Tensor:
-    """(T, H, E) -> (K, T G, E): for each key head one token after the other, with its G heads.
+    """(T, H, E) -> (K, T' G, E): for each key head one token after the other, with its G heads.
 
-    With zeros for fillers before `start` and after the last token.
+    Fillers are zeros, `start` of them before the first token and some behind the last.
     """
     grouped = x.unflatten(1, (key_heads, -1)).transpose(0, 1)
     count = whole_multiples(start + len(x))

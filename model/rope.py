@@ -78,7 +78,7 @@ def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
     Args:
         x: queries or keys, (T, heads, E).
-        rope: cos and sin from `rope_table`.
+        rope: the cosines and the signed sines from `rope_table`.
 
     Returns:
         The shape and dtype of `x`; computed in float32 or better.
@@ -86,4 +86,4 @@ def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     cos, signed_sin = rope
     exact = x.to(torch.promote_types(x.dtype, cos.dtype))
     swapped = exact.roll(x.shape[-1] // 2, dims=-1)
-    return torch.addcmul(exact * cos, swapped, signed_sin).to(x.dtype)
+    return (exact * cos + swapped * signed_sin).to(x.dtype)

@@ -2,7 +2,8 @@
 
 Seen to fail when the triangle was moved by one; when it stood over the first keys instead of the
 last; when a block saw the keys of the next; when heads were grouped the other way round; when the
-keys' scale was left out of either direction; when dK was that of the last block alone.
+keys' scale was left out of either direction; when dK was that of the last block alone; when the
+fillers before the queries were left out, or came back as if they were queries.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ SHAPES = [
     (300, 300, 6, 2, 10),
     (130, 401, 8, 2, 16),
     (5, 260, 4, 1, 6),
+    (1, 385, 4, 2, 6),
 ]
 
 
