@@ -50,18 +50,20 @@ class SummedCrossEntropy(torch.autograd.Function):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         gradient = torch.zeros_like(hidden) if needs_gradient else None
+        # One place for all chunks: being given new memory of this size takes longer than filling it.
+        scores = hidden.new_empty(min(CHUNK, len(hidden)), len(head), dtype=exact)
         for start in range(0, len(targets), CHUNK):
             chunk = slice(start, start + CHUNK)
             count = len(targets[chunk])  # the last chunk's fillers stand behind
             logits = product(hidden[chunk], head)
             largest = logits.amax(dim=1, keepdim=True).to(exact)
             at_target = logits.gather(1, targets[chunk, None]).to(exact)
-            shares = logits.to(exact).sub_(largest).exp_()
+            shares = scores[: len(logits)].copy_(logits).sub_(largest).exp_()
             sums = shares.sum(dim=1, keepdim=True)
             total += ((sums.log() + largest)[:count] - at_target).sum()
             if gradient is not None:
                 # d loss / d z = softmax(z), less 1 at the target; and z = head @ hidden.
-                expected = product(shares.to(hidden.dtype), head.T).div_(sums)
+                expected = product(logits.copy_(shares), head.T).div_(sums)
                 gradient[chunk][:count] = expected[:count] - head[targets[chunk]]
         ctx.gradient = gradient
         return total
