@@ -50,7 +50,7 @@ class SummedCrossEntropy(torch.autograd.Function):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         gradient = torch.zeros_like(hidden) if needs_gradient else None
-        # One place for all chunks: being given new memory of this size takes longer than filling it.
+        # One place for all chunks: to be given new memory takes longer than to fill it.
         scores = hidden.new_empty(min(CHUNK, len(hidden)), len(head), dtype=exact)
         for start in range(0, len(targets), CHUNK):
             chunk = slice(start, start + CHUNK)
