@@ -25,8 +25,8 @@ from torch import Tensor
 from data.dataset import Example
 
 # Kernels for matrix products take rows in blocks, and some remainders are dear: products of 1,023
-# rows take oneDNN up to half more time than those of 1,024. And PyTorch keeps a kernel, of half a
-# MB, for each of the last thousand shapes.
+# rows take oneDNN up to half more time than those of 1,024. And PyTorch keeps a kernel, of up to
+# half a MB, for each of the last thousand shapes.
 MULTIPLE = 32
 
 

@@ -15,7 +15,7 @@ key is copied for them (grouped-query attention, Ainslie et al., arXiv:2305.1324
 Fillers make the place of the first query and the number of keys multiples of 32. They change
 nothing: a filler among the keys stands behind all queries but other fillers, and what a filler
 among the queries would see is dropped. But oneDNN makes a kernel for each shape that it meets, and
-PyTorch keeps a thousand of them, of half a MB each. So texts of up to 1,024 tokens share a hundred.
+PyTorch keeps a thousand, of up to half a MB. This way texts of up to 1,024 tokens share a hundred.
 
 What it costs: the scores come out of their product rounded to bfloat16, while the kernel keeps them
 in float32. Eager attention in transformers rounds them, too. On SmolLM2 the logits' rounding error
