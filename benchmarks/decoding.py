@@ -9,7 +9,7 @@
 
 Random weights of the real shapes, bfloat16. First the sides' scores are compared; then they answer
 in turns, in one process. Printed are medians of wall and CPU milliseconds, and how many times ours
-the others take.
+the others take. Of new tokens there is a row for the limit: reading the weights, once a token.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 
 from benchmarks.decoders import (
     LlamaCpp,
+    WeightsOf,
     arranged,
     here,
     transformers_model,
@@ -100,11 +101,18 @@ def tokens(
     compare(prompt, ours, rounded, peer, answers["llama.cpp BF16"])
     if args.work == "first":
         return {name: (lambda a=a: a(prompt, 1), None) for name, a in answers.items()}, 1
-    found = {
+    found: dict[str, tuple[Work, Work | None]] = {
         name: (lambda a=a: a(prompt, 1 + args.new), lambda a=a: a(prompt, 1))
         for name, a in answers.items()
     }
+    found["reading alone"] = (lambda: [read_weights(model) for _ in range(args.new)], None)
     return found, args.new
+
+
+def read_weights(model: Llama) -> int:
+    """Adds up all weights, eight bytes at a time: what a token takes if only memory counts."""
+    weights = WeightsOf(model).tensors.values()
+    return sum(int(weight.view(-1).view(torch.int64).sum()) for weight in weights)
 
 
 def compare(

@@ -11,7 +11,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from data.batches import MicroBatch
+from data.batches import MicroBatch, pack
 from data.dataset import Example
 from lora.adapter import PREFIX, adapter_tensors
 from lora.config import ATTENTION, MLP, LoRAConfig
@@ -42,6 +42,7 @@ class Setting:
     targets: str = "attention"
     layers: int | None = None
     recompute: bool = False
+    micro_batch_tokens: int = 4096  # on our side; theirs is padded, or one conversation at a time
 
     @property
     def config(self) -> LlamaConfig:
@@ -129,12 +130,18 @@ def ours(setting: Setting, model: Llama) -> Step:
     """This project's step: packed, logits where there is a target."""
     if setting.recompute:
         recompute_activations(model)
-    batch = MicroBatch.of(examples(setting))
+    conversations = examples(setting)
+    packs = pack([len(e.tokens) for e in conversations], setting.micro_batch_tokens)
+    batches = [MicroBatch.of([conversations[i] for i in places]) for places in packs]
+    count = sum(len(batch.targets) for batch in batches)
 
     def loss() -> float:
-        mean = summed_loss(model, batch) / len(batch.targets)
-        mean.backward()
-        return mean.item()
+        total = 0.0
+        for batch in batches:
+            mean = summed_loss(model, batch) / count
+            mean.backward()
+            total += mean.item()
+        return total
 
     return Step(model, loss)
 
