@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from lora.config import CONFIG_FILE, BaseModel, LoRAConfig, peft_config, read_config
 from lora.inject import add_lora, layers_to_adapt, lora_layers
+from lora.tensor_file import file_bytes
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -34,21 +34,9 @@ def save_adapter(model: nn.Module, config: LoRAConfig, base: BaseModel, folder: 
 def adapter_files(model: nn.Module, config: LoRAConfig, base: BaseModel) -> dict[str, bytes]:
     """The contents of an adapter's files, by their names."""
     metadata = {"format": "pt"} | ({"base_sha256": base.sha256} if base.sha256 else {})
-    tensors = {name: tensor.cpu() for name, tensor in adapter_tensors(model).items()}
     text = json.dumps(peft_config(config, base), indent=2) + "\n"
-    return {CONFIG_FILE: text.encode(), WEIGHTS_FILE: in_order(save(tensors, metadata))}
-
-
-def in_order(content: bytes) -> bytes:
-    """A safetensors file with its metadata in alphabetical order, so that equal means equal bytes.
-
-    The library writes the entries in an order that differs from call to call.
-    """
-    size = int.from_bytes(content[:8], "little")  # of the header: JSON, filled up with blanks
-    header = json.loads(content[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return content[:8] + text.ljust(size) + content[8 + size :]
+    weights = file_bytes(adapter_tensors(model), metadata)
+    return {CONFIG_FILE: text.encode(), WEIGHTS_FILE: weights}
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -15,19 +15,20 @@ take another weight's momentum without a word.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
-from safetensors.torch import save as bytes_of
 from torch import Tensor, nn
 
 from lora.adapter import WEIGHTS_FILE, adapter_files, adapter_tensors
 from lora.checkpoint_folder import STATE
 from lora.config import BaseModel, LoRAConfig
 from lora.durable import verify_folder
+from lora.tensor_file import file_bytes
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -49,14 +50,14 @@ def checkpoint_files(
     """
     moments = optimizer_tensors(model, optimizer)
     for name, tensor in (adapter_tensors(model) | moments).items():
-        if not tensor.isfinite().all():
+        if not all(map(math.isfinite, tensor.aminmax())):
             raise ValueError(
                 f"{name} has values that are not finite after step {step}; nothing was saved. "
                 "Start another run with a lower --lr"
             )
     state = {"step": step, "scaler": scaler.state_dict()}
     return adapter_files(model, config, base) | {
-        OPTIMIZER_FILE: bytes_of(moments),
+        OPTIMIZER_FILE: file_bytes(moments, {}),
         STATE: (json.dumps(state, indent=2) + "\n").encode(),
     }
 
@@ -126,7 +127,7 @@ def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
     """AdamW's state of every weight, by its name; none before the first step."""
     return {
-        f"{name}.{moment}": optimizer.state[p][moment].cpu()
+        f"{name}.{moment}": optimizer.state[p][moment]
         for name, p in trainable(model)
         if p in optimizer.state
         for moment in MOMENTS

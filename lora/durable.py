@@ -20,22 +20,27 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MANIFEST = "manifest.json"
 SEAL = "sha256"  # the last entry of a sealed file
 PLAIN_NAME = re.compile(r"\w[\w.-]*")  # of a file in a folder; nothing that leads elsewhere
 LARGEST_MANIFEST = 2**20  # bytes; one of ours has a few hundred
+PART = 2**20  # bytes that are read at a time
 UNFINISHED = ".unfinished-"
 REPLACED, REMOVED = f"{UNFINISHED}replaced-", f"{UNFINISHED}removed-"
 # What reading a file raises that is not there; all else may pass.
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, KeyError)
 
 
-def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+def publish_folder(folder: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
     """Makes `folder` hold exactly these files and their manifest, in place of what it held before.
+
+    Returns:
+        All that is in it, the manifest too.
 
     Raises:
         OSError: if the disk is full or cannot be written; what was there before is still there.
@@ -46,11 +51,14 @@ def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     remove_folder(temporary)
     temporary.mkdir(parents=True)
     try:
-        for name, content in files.items():
-            write_file(temporary / name, content)
-        write_file(temporary / MANIFEST, manifest(files))
+        with ThreadPoolExecutor(max_workers=1) as pool:  # it hashes while the disk is waited for
+            listing = pool.submit(manifest, files)
+            for name, content in files.items():
+                write_file(temporary / name, content)
+            written = {**files, MANIFEST: listing.result()}
+        write_file(temporary / MANIFEST, written[MANIFEST])
         flush_folder(temporary)
-        verify_folder(temporary)
+        verify_written(temporary, written)
         if os.path.lexists(folder):
             folder.rename(replaced)
         temporary.rename(folder)
@@ -60,6 +68,29 @@ def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         end_replacement(replaced)
         raise
     remove_folder(replaced)
+    return written
+
+
+def verify_written(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Reads files that were just written, and compares them with what they should be.
+
+    Raises:
+        OSError: naming the first that is another one, or cannot be read.
+    """
+    for name, content in files.items():
+        with naming(folder / name), (folder / name).open("rb") as file:
+            if not holds(file, content):
+                raise OSError(errno.EIO, f"{name} is not what was written", str(folder / name))
+
+
+def holds(file: BinaryIO, content: bytes) -> bool:
+    """Whether the rest of a file is this, to the bit."""
+    place = 0
+    while part := file.read(PART):
+        if not content.startswith(part, place):
+            return False
+        place += len(part)
+    return place == len(content)
 
 
 def end_replacement(replaced: Path) -> None:

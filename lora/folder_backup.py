@@ -15,6 +15,7 @@ from lora.durable import (
     remove_folder,
     remove_leftovers,
     verify_folder,
+    verify_written,
 )
 
 
@@ -67,8 +68,10 @@ class FolderPlace:
         remove_leftovers(self.path, CHECKPOINT_NAME)
         if not self.has(folder, files[MANIFEST]):
             contents = {name: content for name, content in files.items() if name != MANIFEST}
-            publish_folder(self.path / folder, contents)
-            verify_folder(self.path / folder)  # a drive may rename what it does not have yet
+            written = publish_folder(self.path / folder, contents)
+            verify_written(
+                self.path / folder, written
+            )  # a drive may rename what it does not have yet
         for old in obsolete:
             with contextlib.suppress(OSError):  # the new copy is there all the same
                 remove_folder(self.path / old)

@@ -33,6 +33,7 @@ from lora.durable import (
     replace_file,
     sealed,
     verify_folder,
+    verify_written,
 )
 from lora.locks import lock_file
 from lora.train_config import check_kinds
@@ -180,10 +181,10 @@ class RunFolder:
             check_checkpoint(folder)  # there already: replacing it could only harm it
         except ValueError:
             try:
-                publish_folder(folder, files)
-                verify_folder(folder)  # a drive may rename what it does not have yet
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error
+                written = publish_folder(folder, files)
+                verify_written(folder, written)  # a drive may rename what it does not have yet
+            except OSError as error:
+                reason = error.strerror or error
                 raise OSError(
                     f"{folder} could not be written ({reason}); older checkpoints are "
                     "whole: make room, and go on with --resume"

@@ -1,15 +1,10 @@
 """The folder of an ordinary model, which needs no LoRA to run: merged weights and the base's files.
 
-The weights are written tensor by tensor, so that memory holds one of them at a time:
-
-    8 bytes      length of the header, little-endian
-    the header   JSON: {"NAME": {"dtype": "BF16", "shape": [...], "data_offsets": [from, to]}, ...}
-    the tensors  one after the other
+The weights are written tensor by tensor, so that memory holds one of them at a time.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +17,7 @@ from data.hub import SMALL_FILES
 from data.tokenizer import Tokenizer
 from lora.durable import as_json, write_parts
 from lora.progress import gigabytes
+from lora.tensor_file import header, raw_bytes
 from model.config import read_json
 from model.device import DTYPES
 from model.generation_config import FILE as GENERATION_FILE
@@ -32,8 +28,7 @@ from publish.merge import MergedWeights, Rounding
 from publish.new_output import new_folder
 from publish.source import Source
 
-# What safetensors calls them, and what config.json does.
-DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+# What config.json calls them.
 CONFIG_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 PIECE = 2**20  # numbers that are rounded at a time: a rounded copy of a whole tensor takes memory
 
@@ -121,7 +116,7 @@ def write_weights(
     rounding = Rounding()
 
     def parts(names: Sequence[str]) -> Iterator[bytes | memoryview]:
-        yield header({name: weights.shapes[name] for name in names}, dtype)
+        yield header({name: (dtype, weights.shapes[name]) for name in names}, {"format": "pt"})
         for name in names:
             for piece in rounded(weights, name, dtype, rounding):
                 check_range(piece, name)
@@ -180,24 +175,3 @@ def into_shards(sizes: Mapping[str, int], most: int) -> list[list[str]]:
 def shard_name(number: int, count: int) -> str:
     """The name of a file of weights, as the Hub's are."""
     return SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-
-
-def header(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> bytes:
-    """The beginning of a safetensors file, up to its first tensor."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        entries[name] = {
-            "dtype": DTYPE_NAMES[dtype],
-            "shape": list(shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text = text.ljust(math.ceil(len(text) / 8) * 8)  # so that the tensors are aligned
-    return len(text).to_bytes(8, "little") + text
-
-
-def raw_bytes(tensor: Tensor) -> memoryview:
-    """A tensor's memory, not copied."""
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data

@@ -227,7 +227,7 @@ def step(run, number):
 def saved(run, done):
     if (life, rank, done) == (2, 0, 12):
         import lora.durable
-        lora.durable.verify_folder = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
+        lora.durable.verify_written = lambda *written: os.kill(os.getpid(), signal.SIGKILL)
     save(run, done)
 train.train_step, train.save, train.LONGEST_SAMPLE = step, saved, 4
 sys.exit(train.command(sys.argv[1:]))

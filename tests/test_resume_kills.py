@@ -56,7 +56,7 @@ def killed_when(calls: int, module: Any, name: str) -> Callable[[], None]:
 # A save makes 6 syncs of files and folders; a run makes some more when it starts.
 SAVES = {
     **{f"sync {n}": (n, os, "fsync") for n in (0, 3, 5, 7, 9, 11, 13, 15, 17, 19)},
-    "before it is renamed": (1, durable, "verify_folder"),
+    "before it is renamed": (1, durable, "verify_written"),
     "while the oldest is removed": (0, durable.shutil, "rmtree"),
     "between gradient and step": (6, torch.nn.utils, "clip_grad_norm_"),
     "between step and record": (6, train, "log_step"),
@@ -102,7 +102,7 @@ def twice(*arguments):
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
 import lora.durable
-lora.durable.verify_folder, check = twice, lora.durable.verify_folder
+lora.durable.verify_written = twice
 """
     result = child(
         *command_line(flags(output="twice")), "--save-every=3", folder=place, setup=setup
