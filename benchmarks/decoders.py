@@ -78,7 +78,7 @@ class LlamaCpp:
 
     It has a process of its own: with its threads beside PyTorch's, OpenMP counts more of them than
     processors, and has all sleep between two products instead of waiting awake, which doubles the
-    time of a small model's token here and in transformers.
+    time of a small model's token here, and adds a third in transformers.
     """
 
     cpu_seconds = 0.0  # of all of these processes together
@@ -90,6 +90,7 @@ class LlamaCpp:
         self.connection, other = context.Pipe()
         arguments = other, str(file), torch.get_num_threads()
         context.Process(target=serve_llama_cpp, args=arguments, daemon=True).start()
+        other.close()  # or nobody would notice if that process died
         self.connection.recv()
 
     def __call__(self, prompt: Sequence[int], count: int) -> list[int]:

@@ -78,13 +78,17 @@ def verify_written(folder: Path, files: Mapping[str, bytes]) -> None:
         OSError: naming the first that is another one, or cannot be read.
     """
     for name, content in files.items():
-        with naming(folder / name), (folder / name).open("rb") as file:
-            if not holds(file, content):
-                raise OSError(errno.EIO, f"{name} is not what was written", str(folder / name))
+        try:
+            with naming(folder / name), (folder / name).open("rb") as file:
+                is_whole = holds(file, content)
+        except MISSING:
+            raise OSError(errno.EIO, f"{name} is missing", str(folder / name)) from None
+        if not is_whole:
+            raise OSError(errno.EIO, f"{name} is not what was written", str(folder / name))
 
 
 def holds(file: BinaryIO, content: bytes) -> bool:
-    """Whether the rest of a file is this, to the bit."""
+    """Whether a file, from where it is read next, has exactly this content."""
     place = 0
     while part := file.read(PART):
         if not content.startswith(part, place):

@@ -69,9 +69,8 @@ class FolderPlace:
         if not self.has(folder, files[MANIFEST]):
             contents = {name: content for name, content in files.items() if name != MANIFEST}
             written = publish_folder(self.path / folder, contents)
-            verify_written(
-                self.path / folder, written
-            )  # a drive may rename what it does not have yet
+            # A drive may rename what it does not have yet.
+            verify_written(self.path / folder, written)
         for old in obsolete:
             with contextlib.suppress(OSError):  # the new copy is there all the same
                 remove_folder(self.path / old)

@@ -4,9 +4,9 @@
     the header   JSON: {"NAME": {"dtype": "BF16", "shape": [...], "data_offsets": [from, to]}, ...}
     the tensors  one after the other
 
-The library that reads them writes them too, but it copies every tensor twice, and in its header the
-metadata stand in an order that differs from call to call. Written here, the same tensors are the
-same bytes.
+The library that reads them writes them too, but it copies every tensor twice, here once, and in its
+header the metadata stand in an order that differs from call to call. Written here, the same tensors
+are the same bytes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16
 
 
 def file_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The whole file with these tensors, which may be on any device."""
-    on_cpu = [tensor.cpu() for tensor in tensors.values()]
-    kinds = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    """The whole file with these tensors, which may be on any device.
+
+    In the library's order: the widest numbers first, so that all are aligned, and then by name.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    kinds = {name: (tensors[name].dtype, tensors[name].shape) for name in names}
+    on_cpu = [tensors[name].cpu() for name in names]
     return b"".join([header(kinds, metadata), *map(raw_bytes, on_cpu)])
 
 

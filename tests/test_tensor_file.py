@@ -42,6 +42,13 @@ def test_the_library_reads_what_was_written(tmp_path):
             assert torch.equal(found, tensor), name
 
 
+def test_the_bytes_are_those_of_the_library():
+    """So a result that it has written is the same one, and not replaced."""
+    tensors = some_tensors() | {f"layers.{number}.x": torch.randn(3) for number in range(12)}
+    tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+    assert file_bytes(tensors, {"format": "pt"}) == save(tensors, {"format": "pt"})
+
+
 @pytest.mark.parametrize("name_length", range(8))
 def test_the_tensors_are_aligned_whatever_the_header_is(name_length):
     """As the format asks for; so they can be used where the file is mapped."""

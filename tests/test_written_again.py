@@ -47,6 +47,14 @@ def test_an_empty_file_that_is_not_empty_is_noticed(tmp_path):
         verify_written(tmp_path / "step-000007", written)
 
 
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    written = publish_folder(tmp_path / "step-000007", NEW)
+    (tmp_path / "step-000007" / "state").unlink()
+    with pytest.raises(OSError, match="state is missing") as caught:
+        verify_written(tmp_path / "step-000007", written)
+    assert caught.value.errno == errno.EIO
+
+
 @pytest.mark.parametrize("bad", ["weights", MANIFEST])
 def test_a_disk_that_keeps_something_else_replaces_nothing(tmp_path, monkeypatch, bad):
     publish_folder(tmp_path / "step-000007", OLD)
