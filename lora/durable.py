@@ -20,7 +20,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,12 +50,9 @@ def publish_folder(folder: Path, files: Mapping[str, bytes]) -> dict[str, bytes]
     remove_folder(temporary)
     temporary.mkdir(parents=True)
     try:
-        with ThreadPoolExecutor(max_workers=1) as pool:  # it hashes while the disk is waited for
-            listing = pool.submit(manifest, files)
-            for name, content in files.items():
-                write_file(temporary / name, content)
-            written = {**files, MANIFEST: listing.result()}
-        write_file(temporary / MANIFEST, written[MANIFEST])
+        written = {**files, MANIFEST: manifest(files)}
+        for name, content in written.items():
+            write_file(temporary / name, content)
         flush_folder(temporary)
         verify_written(temporary, written)
         if os.path.lexists(folder):

@@ -41,7 +41,9 @@ def header(
         kinds: dtype and shape of each tensor, in the order in which they will follow.
         metadata: whatever is to be known of them.
     """
-    entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    entries: dict[str, object] = {}
+    if metadata:
+        entries["__metadata__"] = dict(sorted(metadata.items()))
     end = 0
     for name, (dtype, shape) in kinds.items():
         start, end = end, end + math.prod(shape) * dtype.itemsize

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 COMMANDS = [
-    "training chat --steps 1 --threads 1",
+    "training chat --micro-batch-tokens 1024 --steps 1 --threads 1",
     "training full --targets all --recompute --threads 1",
     "growth --threads 1",
     "trainers --threads 1",

@@ -54,7 +54,9 @@ def error(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 @needs_bf16
-@pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (48, 211), (88, 48), (1024, 1048)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(64, 64), (48, 211), (88, 48), (576, 1536), (1024, 1048)]
+)
 @pytest.mark.parametrize("rows", [1, 2, 4, 5, 6, 8, 9, 130])
 def test_a_packed_layer_rounds_no_more_than_a_plain_one(inputs, outputs, rows):
     """A weight of over 2^20 numbers is another case: few rows are filled up there, too."""
