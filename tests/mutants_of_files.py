@@ -122,8 +122,8 @@ FILES = [
         "what the disk has is not compared with what was written",
         "",
         "lora/durable.py",
-        "        if not is_whole:",
-        "        if False:",
+        "        if not is_whole:\n            raise OSError(",
+        "        if False:\n            raise OSError(",
         "test_written_again.py::test_a_disk_that_keeps_something_else_replaces_nothing",
     ),
     Mutant(
