@@ -1,16 +1,14 @@
 """The chat page, without a browser: every control of it, and what visitors share.
 
 Seen to fail when a stopped answer was dropped, when the switch left the system prompt out, when an
-error left the question waiting, and when the conversation held the engine's objects.
+error left the question waiting.
 Takes a minute.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
-import resource
 import shutil
 import sys
 from collections.abc import Iterator
@@ -350,30 +348,15 @@ def walk(thing: Any, seen: set[int]) -> Iterator[Any]:
         yield from walk(part, seen)
 
 
-def resident_bytes() -> int:
-    """How much memory this process has in use now."""
-    pages = Path("/proc/self/statm").read_text().split()[1]
-    return int(pages) * resource.getpagesize()
-
-
-def test_sessions_hold_no_tensors_and_do_not_grow(visit, monkeypatch):
-    """500 turns in 20 sessions: no more than 1 MB for 100 turns once all have begun."""
-    monkeypatch.setattr(app.conversation, "MOST_EXCHANGES", 4)
-    pages, sizes = [visit() for _ in range(20)], []
-    for turn in range(25):
-        for page in pages:
-            say(page, f"message {turn}")
-        if turn >= 9:
-            gc.collect()
-            sizes.append(resident_bytes())
-    for page in pages:
-        state = {key: page.session_state[key] for key in page.session_state}
-        found = [type(thing) for thing in walk(state, set())]
-        assert Conversation in found and Message in found
-        assert not any(issubclass(kind, torch.Tensor | torch.nn.Module) for kind in found)
-        assert not any(kind.__module__ in ("app.engine", "model.cache") for kind in found)
-    turns = 20 * (len(sizes) - 1)
-    assert (min(sizes[-3:]) - min(sizes[:3])) / turns * 100 <= 2**20
+def test_sessions_hold_no_tensors(visit):
+    """Seen to fail when the conversation held the engine's objects."""
+    page = visit()
+    say(page, "hello")
+    state = {key: page.session_state[key] for key in page.session_state}
+    found = [type(thing) for thing in walk(state, set())]
+    assert Conversation in found and Message in found
+    assert not any(issubclass(kind, torch.Tensor | torch.nn.Module) for kind in found)
+    assert not any(kind.__module__ in ("app.engine", "model.cache") for kind in found)
 
 
 def an_answer(**more: Any) -> Answer:
