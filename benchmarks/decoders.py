@@ -123,7 +123,10 @@ def serve_llama_cpp(connection: Any, file: str, threads: int) -> None:
     server = xllamacpp.Server(params)
     connection.send("ready")
     while True:
-        request = connection.recv()
+        try:
+            request = connection.recv()
+        except EOFError:  # the benchmark has ended
+            return
         before = time.process_time()
         reply = server.handle_completions(request)
         tokens = reply["choices"][0]["logprobs"]["content"]
