@@ -134,7 +134,7 @@ def sampling_settings(config: AskConfig, own: SamplingConfig) -> SamplingConfig:
 def load(config: AskConfig, files: ModelFiles, adapter: Path | None) -> Llama:
     """The model, with the adapter in it if there is one."""
     from lora.adapter import load_adapter
-    from lora.inject import round_lora
+    from lora.answering import arrange_lora_for_answers
     from model.cpu_linear import arrange_for_answers
     from model.device import check_quantize, choose_device, choose_dtype
     from model.weights import load_model, weights_sha256
@@ -145,7 +145,7 @@ def load(config: AskConfig, files: ModelFiles, adapter: Path | None) -> Llama:
     model = arrange_for_answers(load_model(files.folder, dtype, device), config.quantize)
     if adapter:
         base = load_adapter(model, adapter)
-        round_lora(model)
+        arrange_lora_for_answers(model)
         check_base(adapter, base, files.name, lambda: weights_sha256(files.folder))
     return model
 

@@ -1,9 +1,8 @@
 """The one model of the server, and the answers it writes for everybody.
 
 There is one model in memory, whoever asks. What an answer needs of its own (the adapter, a KV
-cache, a sampler, a decoder) is set up when its turn comes, so that nothing passes from one chat to
-another. Kept between turns are only caches, each under the name of its conversation: what a prompt
-shares with the one before it is then not computed again.
+cache, a sampler, a decoder) is set up for its turn, so that nothing passes from one chat to
+another. Only caches are kept, each under its conversation's name, to compute nothing twice.
 """
 
 from __future__ import annotations
@@ -25,9 +24,10 @@ import torch
 from app.model_files import ModelFiles
 from app.turns import Turns
 from lora.adapter import WEIGHTS_FILE, load_adapter
+from lora.answering import arrange_lora_for_answers
 from lora.choose_adapter import check_base, check_whole
 from lora.config import CONFIG_FILE
-from lora.inject import lora_disabled, remove_lora, round_lora
+from lora.inject import lora_disabled, remove_lora
 from model.cache import KVCache
 from model.cpu_linear import arrange_for_answers
 from model.device import check_quantize, choose_device, choose_dtype
@@ -187,7 +187,7 @@ class Engine:
         check_whole(adapter)
         try:
             base = load_adapter(model, adapter)
-            round_lora(model)
+            arrange_lora_for_answers(model)
             check_base(adapter, base, files.name, lambda: self.weights_hash(files))
         except BaseException:
             remove_lora(model)

@@ -33,7 +33,8 @@ from benchmarks.decoders import (
     transformers_side,
 )
 from benchmarks.peers import Setting, random_llama
-from lora.inject import remove_lora, round_lora
+from lora.answering import arrange_lora_for_answers
+from lora.inject import lora_disabled, remove_lora
 from model.cpu_linear import arrange_for_answers
 from model.generate import extend, generate_batch, new_cache, stream
 from model.llama import Llama
@@ -170,18 +171,22 @@ def history(
 def adapter(
     args: argparse.Namespace, setting: Setting, model: Llama, place: Path
 ) -> tuple[dict[str, tuple[Work, Work | None]], int]:
-    """Our own answers without and with an adapter, rank 16 on q, k, v and o."""
-    base = arranged(model)
+    """Our own answers, an adapter of rank 16 on q, k, v and o switched off and on."""
     tuned = arrange_for_answers(model.eval())
-    round_lora(tuned)
-    prompt = random_prompt(128)
-    found: dict[str, tuple[Work, Work | None]] = {
-        name: (lambda a=a: a(prompt, 1 + args.new), lambda a=a: a(prompt, 1))
-        for name, a in {"base": here(base), "adapter": here(tuned)}.items()
-    }
-    plain, adapted = last_scores(base, prompt), last_scores(tuned, prompt)
-    assert (plain - adapted).norm() > 0.01 * plain.norm(), "the adapter does nothing"
-    return found, args.new
+    arrange_lora_for_answers(tuned)
+    prompt, answer = random_prompt(128), here(tuned)
+
+    def base(count: int) -> list[int]:
+        with lora_disabled(tuned):
+            return answer(prompt, count)
+
+    with lora_disabled(tuned):
+        plain = last_scores(tuned, prompt)
+    assert (plain - last_scores(tuned, prompt)).norm() > 0.01 * plain.norm(), "it does nothing"
+    return {
+        "base": (lambda: base(1 + args.new), lambda: base(1)),
+        "adapter": (lambda: answer(prompt, 1 + args.new), lambda: answer(prompt, 1)),
+    }, args.new
 
 
 def batch(

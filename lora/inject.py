@@ -68,16 +68,6 @@ def remove_lora(model: nn.Module) -> None:
         replace(model, name, layer.base)
 
 
-def round_lora(model: nn.Module) -> None:
-    """Rounds A and B to the frozen layers' dtype once, and no more for each token.
-
-    For a model that answers: what it computes stays the same. Training needs float32.
-    """
-    for layer in lora_layers(model).values():
-        layer.lora_A.to(layer.base.weight.dtype)
-        layer.lora_B.to(layer.base.weight.dtype)
-
-
 @contextmanager
 def lora_disabled(model: nn.Module) -> Iterator[None]:
     """Within this context the model computes what it did before it was adapted."""

@@ -26,12 +26,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Factor(nn.Linear):
+    """A or B: float32, and rounded to the dtype of the input for the product.
+
+    In bfloat16 most AdamW steps would round to nothing.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out), in the dtype of `x`."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+
 class LoRALinear(nn.Module):
     """Wraps an `nn.Linear`: freezes it and adds A and B.
 
     A and B are `nn.Linear`s without bias, so that their weights have PEFT's names and orientation
     and A gets PyTorch's default start, uniform in -1/sqrt(in) to 1/sqrt(in). Their weights are
-    float32 whatever the frozen layer's dtype: in bfloat16 most AdamW steps would round to nothing.
+    float32 whatever the frozen layer's dtype.
 
     Args:
         base: the layer to adapt.
@@ -61,10 +72,8 @@ class LoRALinear(nn.Module):
             raise ValueError(f"LoRA dropout is {dropout}; it must be at least 0 and below 1")
         device = base.weight.device
         self.base = base.requires_grad_(False)
-        self.lora_A = nn.Linear(
-            base.in_features, rank, bias=False, device=device, dtype=torch.float32
-        )
-        self.lora_B = nn.Linear(
+        self.lora_A = Factor(base.in_features, rank, bias=False, device=device, dtype=torch.float32)
+        self.lora_B = Factor(
             rank, base.out_features, bias=False, device=device, dtype=torch.float32
         )
         nn.init.zeros_(self.lora_B.weight)
@@ -74,12 +83,12 @@ class LoRALinear(nn.Module):
         self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(T, in) -> (T, out), in the dtype of `x`; A and B are rounded to it for the products."""
+        """(T, in) -> (T, out), in the dtype of `x`."""
         frozen = self.base(x)
         if not self.enabled:
             return frozen
-        narrow = F.linear(self.dropout(x), self.lora_A.weight.to(x.dtype))  # (T, R)
-        update = F.linear(narrow, self.lora_B.weight.to(x.dtype))
+        narrow = self.lora_A(self.dropout(x))  # (T, R)
+        update = self.lora_B(narrow)
         return frozen + self.scale * update
 
     @torch.no_grad()

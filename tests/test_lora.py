@@ -20,9 +20,10 @@ from conftest import random_tokens, tiny_llama
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lora.answering import FEW_ROWS, FewRowsFactor, arrange_lora_for_answers
 from lora.config import ATTENTION, MLP, LoRAConfig
-from lora.inject import add_lora, lora_disabled, lora_layers, merge_lora, remove_lora, round_lora
-from lora.layer import LoRALinear
+from lora.inject import add_lora, lora_disabled, lora_layers, merge_lora, remove_lora
+from lora.layer import Factor, LoRALinear
 from model.attention import Packed
 
 ALL = ATTENTION + MLP
@@ -218,18 +219,33 @@ def test_merging_is_free_of_side_effects():
         assert torch.equal(tensor, before[name])
 
 
-def test_an_adapter_that_was_rounded_once_computes_the_very_same():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_adapter_that_answers_computes_what_it_did(dtype):
     """Seen to fail when A was rounded to float16, and when nothing was rounded."""
-    model = tiny_llama().to(torch.bfloat16)
+    model = tiny_llama().to(dtype)
     add_lora(model, LoRAConfig(4, 8.0, 0.0, ATTENTION))
     for layer in lora_layers(model).values():
         nn.init.normal_(layer.lora_B.weight)
     tokens, pattern = random_tokens(20), Packed([20])
     before = model(tokens, pattern)
-    round_lora(model)
+    arrange_lora_for_answers(model)
     assert torch.equal(model(tokens, pattern), before)
     for layer in lora_layers(model).values():
-        assert layer.lora_A.weight.dtype == layer.lora_B.weight.dtype == torch.bfloat16
+        for factor in (layer.lora_A, layer.lora_B):
+            assert getattr(factor, "rounded", factor.weight).dtype == dtype
+
+
+@pytest.mark.parametrize("rows", [1, 2, FEW_ROWS, FEW_ROWS + 1])
+def test_a_new_token_is_corrected_as_exactly_as_a_prompt(rows):
+    """Seen to fail when float32 was returned, and when the weights were float8 numbers."""
+    generator = torch.Generator().manual_seed(rows)
+    plain = Factor(96, 5, bias=False).requires_grad_(False)
+    x = torch.randn(rows, 96, generator=generator).bfloat16()
+    exact = x.double() @ plain.weight.double().T
+    found = FewRowsFactor(plain)(x)
+    assert found.dtype == torch.bfloat16
+    off = [float((out.double() - exact).norm()) for out in (found, plain(x))]
+    assert off[0] <= 1.1 * off[1]
 
 
 def test_taking_lora_out_gives_back_the_very_same_layers():
