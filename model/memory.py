@@ -26,7 +26,7 @@ SHARE = 0.6  # of the free memory; the rest is for the allocator's gaps and for 
 ADAM_BYTES = 16  # per trained weight: itself, its gradient and two moments, in float32
 LOGIT_COPIES = 2  # of a chunk, in float32: as computed, and as shares
 # More tokens than these at once do not make a step faster.
-ENOUGH = {"cpu": 4096, "mps": 8192, "cuda": 32768}
+ENOUGH = {"cpu": 2048, "mps": 8192, "cuda": 32768}
 
 
 def activation_bytes(config: LlamaConfig, dtype: torch.dtype, recompute: bool) -> int:
