@@ -160,6 +160,7 @@ def trl(config: dict, weights: Tensors, a: Tensors, work: Tensors, lr: float) ->
         save_strategy="no",
         logging_steps=1,
         max_length=max(lengths),
+        completion_only_loss=True,  # or it would not look at the masks of rows that are ids
         learning_rate=lr,
         lr_scheduler_type="constant",
         disable_tqdm=True,

@@ -42,7 +42,7 @@ class Setting:
     targets: str = "attention"
     layers: int | None = None
     recompute: bool = False
-    micro_batch_tokens: int = 4096  # on our side; theirs is padded, or one conversation at a time
+    micro_batch_tokens: int = 2048  # on our side; theirs is padded, or one conversation at a time
 
     @property
     def config(self) -> LlamaConfig:

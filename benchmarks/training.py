@@ -86,7 +86,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--targets", default="attention", choices=("attention", "all"))
     parser.add_argument("--layers", type=int, help="only so many")
     parser.add_argument("--recompute", action="store_true", help="activation checkpointing")
-    parser.add_argument("--micro-batch-tokens", type=int, default=4096, help="at once, of ours")
+    parser.add_argument("--micro-batch-tokens", type=int, default=2048, help="at once, of ours")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--quick", action="store_true", help="a tiny shape: only see that it works")

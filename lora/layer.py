@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 
 class Factor(nn.Linear):
-    """A or B: float32, and rounded to the dtype of the input for the product.
+    """A or B: float32 while it is trained, and rounded to the input's dtype for the product.
 
     In bfloat16 most AdamW steps would round to nothing.
     """
@@ -41,7 +41,7 @@ class LoRALinear(nn.Module):
     """Wraps an `nn.Linear`: freezes it and adds A and B.
 
     A and B are `nn.Linear`s without bias, so that their weights have PEFT's names and orientation
-    and A gets PyTorch's default start, uniform in -1/sqrt(in) to 1/sqrt(in). Their weights are
+    and A gets PyTorch's default start, uniform in -1/sqrt(in) to 1/sqrt(in). They are trained in
     float32 whatever the frozen layer's dtype.
 
     Args:

@@ -66,14 +66,17 @@ def fit_passes(
         longest: tokens of the longest conversation, which a pass has to hold.
         recompute: "on", "off", or "auto" for only if the longest does not fit otherwise.
     """
-    tokens = tokens_that_fit(model, device, recompute == "on", processes)
-    if recompute == "auto" and tokens < longest:
-        return max(longest, tokens_that_fit(model, device, True, processes)), True
-    return max(longest, tokens), recompute == "on"
+    fit = tokens_that_fit(model, device, recompute == "on", processes)
+    must_recompute = recompute == "auto" and fit < longest
+    if must_recompute:
+        fit = tokens_that_fit(model, device, True, processes)
+    tokens = min(fit, ENOUGH[device.type])
+    power_of_two = 1 << (tokens.bit_length() - 1)
+    return max(longest, power_of_two), must_recompute or recompute == "on"
 
 
 def tokens_that_fit(model: Llama, device: torch.device, recompute: bool, processes: int) -> int:
-    """How many tokens one forward pass may have, a power of two, for all that is free.
+    """How many tokens one forward pass may have for all that is free, at least 1.
 
     Args:
         model: on its device already, with its LoRA layers.
@@ -83,8 +86,7 @@ def tokens_that_fit(model: Llama, device: torch.device, recompute: bool, process
     """
     free = SHARE * free_bytes(device) / processes - fixed_bytes(model)
     per_token = activation_bytes(model.config, model.lm_head.weight.dtype, recompute)
-    tokens = min(max(int(free / per_token), 1), ENOUGH[device.type])
-    return 1 << (tokens.bit_length() - 1)
+    return max(int(free / per_token), 1)
 
 
 def free_bytes(device: torch.device) -> int:
