@@ -125,11 +125,13 @@ def join_texts(pieces: Iterator[Piece]) -> list[Piece]:
     """Joins texts in a row that are by the same hand: the Hub encodes them together, too."""
     joined: list[Piece] = []
     for piece in pieces:
-        by_the_same = joined and joined[-1][1:] == piece[1:]
-        if by_the_same and not piece.is_control:
-            joined[-1] = Piece(joined[-1].text + piece.text, piece.by_assistant)
-        else:
+        before = joined[-1] if joined else None
+        if before is None or before.is_control or piece.is_control:
             joined.append(piece)
+        elif before.by_assistant != piece.by_assistant:
+            joined.append(piece)
+        else:
+            joined[-1] = Piece(before.text + piece.text, piece.by_assistant)
     return joined
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 ROLES = ("system", "user", "assistant")
@@ -35,8 +36,9 @@ class Piece(NamedTuple):
     is_control: bool = False
 
 
+@cache
 def control(token: str, by_assistant: bool = False) -> Piece:
-    """A control token."""
+    """A control token. There are few, and each is wanted in every turn."""
     return Piece(token, by_assistant, is_control=True)
 
 

@@ -149,7 +149,7 @@ def write_tokens(
                 continue
             ids = np.array(rendered.ids[:max_length], "<u4")
             is_target = targets_of(rendered, train_on)[:max_length]
-            count = int(is_target.sum())
+            count = int(np.count_nonzero(is_target))
             if count == 0:
                 report.drop(number, NOTHING_LEFT)
                 continue
@@ -220,7 +220,8 @@ def rendered_or_none(chat_format: ChatFormat, messages: Sequence[Message]) -> Re
 
 def targets_of(rendered: Rendered, train_on: str) -> np.ndarray:
     """Which tokens of a conversation are to be learnt, bool, before any cut."""
-    is_target = np.array(rendered.by_assistant)
+    # By way of bytes: `np.array` takes five times as long for a list of bools.
+    is_target = np.frombuffer(bytearray(rendered.by_assistant), bool)
     if train_on == "all":
         is_target[:] = True
     if train_on == "last":
