@@ -105,7 +105,9 @@ class TrainConfig:
     strict_data: bool = flag(False, "stop at flawed rows instead of dropping them")
     max_dropped: float = flag(0.1, "largest share of flawed rows that may be dropped")
     # Watching it
-    eval_size: int = flag(200, "conversations held out to evaluate on; 0 for none")
+    eval_size: int = flag(
+        200, "conversations held out to evaluate on, at most a tenth of yours; 0 for none"
+    )
     eval_data: str | None = flag(
         None, "evaluate on the test split of this data set instead of holding some out"
     )
@@ -269,7 +271,7 @@ def continued(saved: Mapping[str, Any], given: Mapping[str, Any], where: object)
     if conflicts:
         raise ValueError(
             f"{where} was trained with other settings: {', '.join(conflicts)}. Leave these flags "
-            "as they were, or start another run without --resume"
+            "as they were, name another run by --output, or start a new one without --resume"
         )
     changed = {name: value for name, value in given.items() if name in FREE_ON_RESUME}
     return TrainConfig(**before | {"device": "auto"} | changed)
