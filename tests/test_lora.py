@@ -240,9 +240,10 @@ def test_an_adapter_that_answers_computes_what_it_did(dtype):
 @pytest.mark.parametrize("rows", [1, FEW_ROWS])
 def test_few_tokens_are_corrected_at_least_as_exactly(rows):
     """Seen to fail when float32 was returned, and when the weights were float8 numbers."""
-    layer = random_layer()
-    layer.base.bfloat16()
-    x = torch.randn(rows, 12).bfloat16()
+    torch.manual_seed(rows)
+    layer = LoRALinear(nn.Linear(512, 2048, bias=False, dtype=torch.bfloat16), 4, 6.0)
+    nn.init.normal_(layer.lora_B.weight, std=0.5)
+    x = torch.randn(rows, 512).bfloat16()
     frozen, a, b = (w.weight.double() for w in (layer.base, layer.lora_A, layer.lora_B))
     exact = x.double() @ (frozen + layer.scale * b @ a).T
     with torch.no_grad():
@@ -251,7 +252,7 @@ def test_few_tokens_are_corrected_at_least_as_exactly(rows):
         after = layer(x)
     assert after.dtype == torch.bfloat16
     off = [float((found.double() - exact.detach()).norm()) for found in (before, after)]
-    assert off[1] <= 1.05 * off[0]
+    assert off[1] <= off[0]
 
 
 def test_taking_lora_out_gives_back_the_very_same_layers():
