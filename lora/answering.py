@@ -18,14 +18,14 @@ FEW_ROWS = 8
 
 
 class FewRowsFactor(Factor):
-    """A or B on a CPU, for bfloat16 inputs: half the time for a token, the same for a prompt.
+    """A or B on a CPU, for bfloat16 inputs: less time for a token, the same for a prompt.
 
     In PyTorch's x86 builds oneDNN multiplies bfloat16 matrices, and takes 45 us (Zen 4, two
     threads) for one row and so small a weight; float32 matrices go to MKL, which takes 20. The
     weight is kept both ways, 6 bytes a number: 20 MB for rank 16 on q, k, v, o of a 1B model.
     """
 
-    def __init__(self, factor: nn.Linear) -> None:
+    def __init__(self, factor: Factor) -> None:
         super().__init__(factor.in_features, factor.out_features, bias=False, device="meta")
         self.weight = factor.weight
         self.rounded: Tensor

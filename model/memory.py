@@ -59,6 +59,8 @@ def fit_passes(
 ) -> tuple[int, bool]:
     """The most tokens for one forward pass, and whether MLPs have to recompute.
 
+    A power of two, unless the longest conversation has more.
+
     Args:
         model: on its device already, with its LoRA layers.
         device: whose memory it is.

@@ -1,8 +1,7 @@
 """The chat page, without a browser: every control of it, and what visitors share.
 
-Seen to fail when a stopped answer was dropped, when the switch left the system prompt out, when an
-error left the question waiting.
-Takes a minute.
+Seen to fail when a stopped answer was dropped, when the switch left the system prompt out, and when
+an error left the question waiting. Takes twenty seconds.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ SHAPES = [
 def test_a_pass_has_what_is_enough_fits_or_is_longest(
     monkeypatch, room, longest, recompute, wanted
 ):
-    """With memory for `room` tokens. Recomputing makes room for more than half as many again.
+    """With memory for `room` tokens. Recomputing makes room for a seventh more.
 
     Seen to fail when what is more than enough counted as what does not fit.
     """
