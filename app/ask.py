@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,7 @@ def ask(config: AskConfig) -> None:
     # PyTorch takes a second to import, which nobody should wait for to be told of a mistake above.
     import torch
 
+    from model.answering import arrange_for_answers
     from model.generate import stream
     from model.sampling import Sampler
 
@@ -86,7 +88,9 @@ def ask(config: AskConfig) -> None:
         model = load(config, files, adapter)
         started = time.perf_counter()
         sampler = Sampler(sampling, config.seed, model.lm_head.weight.device)
-        times = show(stream(model, ids, sampler, files.stop_ids, room), files.tokenizer)
+        tokens = stream(model, ids, sampler, files.stop_ids, room)
+        tokens = with_a_break(tokens, lambda: arrange_for_answers(model, config.quantize))
+        times = show(tokens, files.tokenizer)
     except torch.OutOfMemoryError:
         raise ValueError(
             f"{config.model} does not fit into the memory of the device; try a smaller model, "
@@ -135,19 +139,26 @@ def load(config: AskConfig, files: ModelFiles, adapter: Path | None) -> Llama:
     """The model, with the adapter in it if there is one."""
     from lora.adapter import load_adapter
     from lora.answering import arrange_lora_for_answers
-    from model.cpu_linear import arrange_for_answers
     from model.device import check_quantize, choose_device, choose_dtype
     from model.weights import load_model, weights_sha256
 
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     check_quantize(config.quantize, device, dtype)
-    model = arrange_for_answers(load_model(files.folder, dtype, device), config.quantize)
+    model = load_model(files.folder, dtype, device)
     if adapter:
         base = load_adapter(model, adapter)
         arrange_lora_for_answers(model)
         check_base(adapter, base, files.name, lambda: weights_sha256(files.folder))
     return model
+
+
+def with_a_break(tokens: Iterator[int], work: Callable[[], object]) -> Iterator[int]:
+    """The tokens, and after the first the work that only those after it have a use for."""
+    for token in islice(tokens, 1):
+        yield token
+        work()
+    yield from tokens
 
 
 def show(tokens: Iterator[int], tokenizer: Tokenizer) -> list[float]:
@@ -162,12 +173,12 @@ def show(tokens: Iterator[int], tokenizer: Tokenizer) -> list[float]:
 
 
 def speed(started: float, times: list[float], prompt_tokens: int, model: Llama) -> str:
-    """How long the first token took, and how fast the others came."""
+    """How long the first token took, and how fast those after the second came."""
     weight = model.lm_head.weight
     where = f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
-    if len(times) < 2:
+    if len(times) < 3:
         return f"{prompt_tokens} prompt tokens, {len(times)} new ({where})"
-    rate = (len(times) - 1) / (times[-1] - times[0])
+    rate = (len(times) - 2) / (times[-1] - times[1])  # before the second the model is arranged
     return (
         f"{prompt_tokens} prompt tokens, first new one after {times[0] - started:.2f} s; "
         f"{len(times)} new, {rate:.1f} tokens/s ({where})"

@@ -28,8 +28,8 @@ from lora.answering import arrange_lora_for_answers
 from lora.choose_adapter import check_base, check_whole
 from lora.config import CONFIG_FILE
 from lora.inject import lora_disabled, remove_lora
+from model.answering import arrange_for_answers
 from model.cache import KVCache
-from model.cpu_linear import arrange_for_answers
 from model.device import check_quantize, choose_device, choose_dtype
 from model.generate import PREFILL_TOKENS, common_prefix, new_cache, prefill, stream
 from model.generation_config import SamplingConfig, room_for

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers import Setting, their_model
 from lora.inject import remove_lora
-from model.cpu_linear import arrange_for_answers
+from model.answering import arrange_for_answers
 from model.generate import stream
 from model.llama import Llama
 from model.sampling import Sampler, SamplingConfig

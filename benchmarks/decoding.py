@@ -35,7 +35,7 @@ from benchmarks.decoders import (
 from benchmarks.peers import Setting, random_llama
 from lora.answering import arrange_lora_for_answers
 from lora.inject import lora_disabled, remove_lora
-from model.cpu_linear import arrange_for_answers
+from model.answering import arrange_for_answers
 from model.generate import extend, generate_batch, new_cache, stream
 from model.llama import Llama
 from model.sampling import Sampler, SamplingConfig
@@ -192,24 +192,27 @@ def adapter(
 def batch(
     args: argparse.Namespace, setting: Setting, model: Llama, place: Path
 ) -> tuple[dict[str, tuple[Work, Work | None]], int]:
-    """16 prompts of 100 to 130 tokens: at once, and one after the other."""
+    """16 prompts of 100 to 130 tokens, by the layers that train.py has: at once, one by one.
+
+    The last row is what chat.py takes for them, one by one, by layers made for single tokens.
+    """
     remove_lora(model)
-    ours = arrange_for_answers(model.eval())
     words = random_prompt(2048)
     prompts = [words[100 * i : 100 * i + 100 + 2 * i] for i in range(16)]
 
     def together() -> list[list[int]]:
         samplers = [Sampler(SamplingConfig()) for _ in prompts]
-        return generate_batch(ours, prompts, samplers, frozenset(), args.new)
+        return generate_batch(model.eval(), prompts, samplers, frozenset(), args.new)
 
-    answer = here(ours)
-    one_by_one = [answer(prompt, args.new) for prompt in prompts]
+    alone, in_chat = here(model.eval()), here(arranged(model))
+    one_by_one = [alone(prompt, args.new) for prompt in prompts]
     same = sum(a[0] == b[0] for a, b in zip(together(), one_by_one, strict=True))
     assert same >= 15, f"only {same} of 16 first tokens are the same"
     print(f"{same} of 16 first tokens are the same")
     return {
         "at once": (together, None),
-        "one by one": (lambda: [answer(prompt, args.new) for prompt in prompts], None),
+        "one by one": (lambda: [alone(prompt, args.new) for prompt in prompts], None),
+        "one by one in chat": (lambda: [in_chat(prompt, args.new) for prompt in prompts], None),
     }, 1
 
 

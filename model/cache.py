@@ -77,7 +77,10 @@ class CachedAttention:
         self.past = [len(tokens) for tokens in cache.tokens]
         self.ends = [past + n for past, n in zip(self.past, self.lengths, strict=True)]
         assert max(self.ends) <= cache.capacity, f"{max(self.ends)} tokens > {cache.capacity}"
-        # Made here and not in every layer: each copy to a GPU makes the processor wait for it.
+        # Made here and not in every layer: a view of what is in use, (B, K, S, E), for each layer,
+        # and what a copy to a GPU would make the processor wait for.
+        self.keys = cache.keys[:, :, :, : max(self.ends)].unbind()
+        self.values = cache.values[:, :, :, : max(self.ends)].unbind()
         device = cache.keys.device
         rows = torch.arange(len(new), device=device)  # (B,)
         places = torch.tensor(self.past, device=device)  # (B,)
@@ -92,7 +95,7 @@ class CachedAttention:
         return torch.cat([torch.arange(past, end, device=device) for past, end in spans])
 
     def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.cache.keys[layer_idx], self.cache.values[layer_idx]
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
         if max(self.lengths) == 1:
             return self.attend_one_each(keys, values, q, k, v)
         per_text = zip(*(x.split(self.lengths) for x in (q, k, v)), strict=True)
@@ -113,12 +116,14 @@ class CachedAttention:
         A text's only query may look at every token, so the H / K query heads that share a key head
         stand where several query tokens otherwise would: no key is copied for them.
         """
-        K, S = k.shape[1], max(self.ends)
-        keys[self.rows, :, self.places] = k
-        values[self.rows, :, self.places] = v
-        groups = q.unflatten(1, (K, -1))  # (B, K, H // K, E)
+        if self.known is None:  # texts of one length
+            keys[:, :, -1], values[:, :, -1] = k, v
+        else:
+            keys[self.rows, :, self.places] = k
+            values[self.rows, :, self.places] = v
+        groups = q.unflatten(1, (k.shape[1], -1))  # (B, K, H // K, E)
         seen = F.scaled_dot_product_attention(
-            groups, keys[:, :, :S], values[:, :, :S], attn_mask=self.known
+            groups, keys, values, attn_mask=self.known
         )  # (B, K, H // K, E)
         return seen.flatten(1, 2)
 

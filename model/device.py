@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from model.columns import HAS_FBGEMM
+
 DEVICES = ("auto", "cuda", "mps", "cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -57,6 +59,11 @@ def check_quantize(name: str | None, device: torch.device, dtype: torch.dtype) -
         raise ValueError(
             f"quantize is {name!r}, which needs bf16 on a CPU, but this would be {what}; "
             "use --dtype bf16 --device cpu, or leave --quantize out"
+        )
+    if name and not HAS_FBGEMM:
+        raise ValueError(
+            f"quantize is {name!r}, which needs FBGEMM, a part of PyTorch for x86 processors that "
+            "is not there; leave --quantize out"
         )
 
 

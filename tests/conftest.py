@@ -16,7 +16,6 @@ import torch
 from tqdm import tqdm
 
 from model.config import LlamaConfig
-from model.cpu_linear import PROCESSOR_HAS_BF16
 from model.llama import Llama
 
 # Their fixtures are for the tests of one subject each.
@@ -44,6 +43,7 @@ FIRST = """
     train_command
 """.split()
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+PROCESSOR_HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported
 needs_bf16 = pytest.mark.skipif(
     not PROCESSOR_HAS_BF16(), reason="needs a processor that oneDNN has bfloat16 kernels for"
 )

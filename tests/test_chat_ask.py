@@ -18,6 +18,7 @@ import torch
 from conftest import ROOT, tiny_llama
 from hub_server import hub
 
+from app.ask import with_a_break
 from lora.adapter import save_adapter
 from lora.config import BaseModel, LoRAConfig
 from lora.inject import add_lora
@@ -154,6 +155,15 @@ def test_the_demo_streams_to_stdout_and_tells_its_speed_on_stderr():
     assert done.returncode == 0 and len(done.stdout.split()) > 3
     assert "tokens/s" in done.stderr and len(done.stderr.splitlines()) == 1
     assert "LoRA adapter?" not in done.stdout, "the prompt is not part of the answer"
+
+
+def test_work_that_the_first_token_does_not_need_follows_it():
+    done: list[object] = []
+    for token in with_a_break(iter([1, 2, 3]), lambda: done.append("work")):
+        done.append(token)
+    assert done == [1, "work", 2, 3]
+    assert list(with_a_break(iter([]), lambda: done.append("in vain"))) == []
+    assert "in vain" not in done
 
 
 def test_a_seed_fixes_what_is_drawn_and_dashes_are_underscores():

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 import torch
 from chat_places import Place, alone, answers, new_engine, request
-from conftest import ROOT
+from conftest import PROCESSOR_HAS_BF16, ROOT
 from texts import WORDS
 
 import app.engine
@@ -32,7 +32,6 @@ from app.model_files import open_model
 from app.turns import Turns
 from lora.durable import publish_folder
 from lora.inject import lora_layers
-from model.cpu_linear import PROCESSOR_HAS_BF16
 from model.generate import stream
 from model.generation_config import SamplingConfig
 from model.llama import Llama

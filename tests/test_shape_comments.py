@@ -28,6 +28,7 @@ import torch
 from conftest import random_tokens, tiny_llama
 
 from lora.inject import LoRAConfig, add_lora, lora_layers
+from model.answering import arrange_for_answers
 from model.attention import Packed
 from model.generate import generate_batch, stream
 from model.sampling import Sampler, SamplingConfig
@@ -136,6 +137,8 @@ def train_a_step_and_answer() -> None:
     list(stream(model, [1, 2, 3], Sampler(settings), frozenset(), 3))
     for layer in lora_layers(model).values():
         layer.merged()
+    answering = arrange_for_answers(tiny_llama().bfloat16().requires_grad_(False))
+    list(stream(answering, [1, 2, 3], Sampler(settings), frozenset(), 3))
 
 
 def test_every_shape_comment_is_true_and_reached():

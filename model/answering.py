@@ -1,0 +1,191 @@
+"""How a model answers on a CPU: the layers that stand in for those of model/llama.py.
+
+`AnsweringLinear` reads its weight in another order for a token that comes alone (model/columns.py);
+prompts pass through the weight as it is stored, mapped from the file. `AnsweringLayer` is a
+`DecoderLayer` written flat: with one token an operation takes as long to call as to compute.
+
+The plain layers are the reference of both. A model that trains, or computes on another device or in
+another dtype, keeps them.
+
+Shapes: T tokens in this call, D hidden_size, H query heads, K key/value heads, E head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import AttentionPattern
+from model.columns import HAS_FBGEMM, Columns, Int8Columns, width_of
+from model.config import LlamaConfig
+from model.linear import FrozenLinear
+from model.llama import DecoderLayer, Llama, RMSNorm
+from model.rope import apply_rope
+
+# oneDNN compiles a kernel for each number of rows. Rounded up, prompts of all lengths share a few.
+FEW_ROWS = 8  # up to which nothing is rounded up
+SOME_ROWS, ROWS_AT_A_TIME = 16, 32  # of some answers at once, and of a prompt
+
+Kind = type[Columns] | type[Int8Columns]
+
+
+class AnsweringLinear(nn.Linear):
+    """A linear layer that reads its weight's columns for one token, and the weight for several."""
+
+    def __init__(self, linear: nn.Linear, columns: Columns | Int8Columns) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight = linear.weight
+        self.columns = columns
+        self.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out), in bfloat16."""
+        tokens = len(x)
+        if tokens == 1:
+            return self.columns(x)
+        # What is added does not change the tokens' results.
+        filled = F.pad(x, (0, 0, 0, rows_of_kernel(tokens) - tokens))
+        return F.linear(filled, self.weight)[:tokens]
+
+
+class AnsweringNorm(RMSNorm):
+    """`RMSNorm` by fewer operations for one token, whose root mean square is a plain number."""
+
+    def __init__(self, norm: RMSNorm) -> None:
+        nn.Module.__init__(self)
+        self.weight, self.eps = norm.weight, norm.eps
+        self.train(norm.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 1:
+            return super().forward(x)
+        length = torch.linalg.vector_norm(x, dtype=torch.float32).item()
+        scale = 1 / math.sqrt(length**2 / x.shape[1] + self.eps)
+        return (x * scale).mul_(self.weight)
+
+
+class AnsweringLayer(DecoderLayer):
+    """`DecoderLayer` for one token, in as few operations as it takes; several go the usual way.
+
+    Args:
+        config: the model's.
+        layer: whose modules these are, too.
+        kind: of its weights' columns.
+    """
+
+    def __init__(self, config: LlamaConfig, layer: DecoderLayer, kind: Kind) -> None:
+        nn.Module.__init__(self)  # DecoderLayer's own would make new weights
+        self.input_layernorm = AnsweringNorm(layer.input_layernorm)
+        self.self_attn = layer.self_attn
+        self.post_attention_layernorm = AnsweringNorm(layer.post_attention_layernorm)
+        self.mlp = layer.mlp
+        self.heads = config.num_attention_heads, config.num_key_value_heads
+        self.qkv = Together(self.self_attn, ("q_proj", "k_proj", "v_proj"), kind)
+        self.gate_up = Together(self.mlp, ("gate_proj", "up_proj"), kind)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        pattern: AttentionPattern,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        if len(x) > 1:
+            return super().forward(x, rope, pattern, wanted)
+        attention, mlp = self.self_attn, self.mlp
+        H, K = self.heads
+        qkv = self.qkv(self.input_layernorm(x)).view(1, -1, attention.head_dim)
+        turned = apply_rope(qkv[:, : H + K], rope)  # (T, H + K, E)
+        q, k, v = turned[:, :H], turned[:, H:], qkv[:, H + K :]
+        seen = pattern.attend(attention.layer_idx, q, k, v)  # (T, H, E)
+        x = x + attention.o_proj(seen.flatten(1))  # (T, D)
+        gate, up = self.gate_up(self.post_attention_layernorm(x)).chunk(2, dim=-1)
+        return x + mlp.down_proj(F.silu(gate).mul_(up))
+
+
+class Together:
+    """Linear layers with one input, whose columns a token meets at once.
+
+    Args:
+        owner: the module that the layers belong to; they become `AnsweringLinear`s.
+        names: what they are called there.
+        kind: of their columns.
+    """
+
+    def __init__(self, owner: nn.Module, names: Sequence[str], kind: Kind) -> None:
+        self.owner, self.names = owner, names
+        self.columns: Columns | Int8Columns | None = None
+        self.layers: list[nn.Module | None] = []
+        linears = [getattr(owner, name) for name in names]
+        sizes = [linear.out_features for linear in linears if is_plain_bf16(linear)]
+        if len(sizes) < len(linears) or not (width := width_of(sizes)):
+            return
+        columns = kind.of(torch.cat([linear.weight.detach() for linear in linears]), width)
+        for name, linear, end in zip(names, linears, accumulate(sizes), strict=True):
+            part = columns.part(end - linear.out_features, end)
+            self.layers.append(AnsweringLinear(linear, part))
+            setattr(owner, name, self.layers[-1])
+        self.columns = columns
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(1, in) -> (1, outs), one layer's after the other's; around an adapter each is asked."""
+        layers = [self.owner._modules[name] for name in self.names]
+        if self.columns is not None and layers == self.layers:
+            return self.columns(x)
+        return torch.cat([getattr(self.owner, name)(x) for name in self.names], dim=-1)
+
+
+def arrange_for_answers(model: Llama, quantize: str | None = None) -> Llama:
+    """Replaces the layers of a model by those that answer fastest on a CPU.
+
+    A linear layer with a bias or of an odd size stays as it is, and so does a whole model on
+    another device, in another dtype, or where PyTorch was built without FBGEMM.
+
+    Args:
+        model: in evaluation mode; it cannot be trained afterwards. An adapter may be there already,
+            or follow.
+        quantize: None or "int8", as `check_quantize` allows.
+
+    Returns:
+        The same model.
+    """
+    if not (HAS_FBGEMM and is_bf16_on_cpu(model.model.embed_tokens.weight)):
+        return model
+    kind: Kind = Int8Columns if quantize == "int8" else Columns
+    layers = model.model.layers
+    for i, layer in enumerate(layers):
+        assert isinstance(layer, DecoderLayer)
+        layers[i] = AnsweringLayer(model.config, layer, kind)
+    model.model.norm = AnsweringNorm(model.model.norm)
+    left = [n for n, m in model.named_modules() if type(m) is FrozenLinear]
+    for name in left:
+        owner, _, attribute = name.rpartition(".")
+        parent = model.get_submodule(owner)
+        linear = getattr(parent, attribute)
+        if is_plain_bf16(linear) and (width := width_of([linear.out_features])):
+            columns = kind.of(linear.weight.detach(), width)
+            setattr(parent, attribute, AnsweringLinear(linear, columns))
+    return model.eval()
+
+
+def rows_of_kernel(tokens: int) -> int:
+    """How many rows the product of so many tokens has."""
+    if tokens <= FEW_ROWS:
+        return tokens
+    at_a_time = SOME_ROWS if tokens <= SOME_ROWS else ROWS_AT_A_TIME
+    return -(-tokens // at_a_time) * at_a_time
+
+
+def is_plain_bf16(layer: nn.Module) -> bool:
+    """Whether a layer is nothing but a bfloat16 matrix on a CPU."""
+    return type(layer) is FrozenLinear and layer.bias is None and is_bf16_on_cpu(layer.weight)
+
+
+def is_bf16_on_cpu(weight: Tensor) -> bool:
+    """Whether the kernels are for such weights."""
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16
