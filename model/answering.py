@@ -100,7 +100,7 @@ class AnsweringLayer(DecoderLayer):
         attention, mlp = self.self_attn, self.mlp
         H, K = self.heads
         qkv = self.qkv(self.input_layernorm(x)).view(1, -1, attention.head_dim)
-        turned = apply_rope(qkv[:, : H + K], rope)  # (T, H + K, E)
+        turned = apply_rope(qkv[:, : H + K], rope)
         q, k, v = turned[:, :H], turned[:, H:], qkv[:, H + K :]
         seen = pattern.attend(attention.layer_idx, q, k, v)  # (T, H, E)
         x = x + attention.o_proj(seen.flatten(1))  # (T, D)
