@@ -89,7 +89,8 @@ def ask(config: AskConfig) -> None:
         started = time.perf_counter()
         sampler = Sampler(sampling, config.seed, model.lm_head.weight.device)
         tokens = stream(model, ids, sampler, files.stop_ids, room)
-        tokens = with_a_break(tokens, lambda: arrange_for_answers(model, config.quantize))
+        if room > 1:
+            tokens = with_a_break(tokens, lambda: arrange_for_answers(model, config.quantize))
         times = show(tokens, files.tokenizer)
     except torch.OutOfMemoryError:
         raise ValueError(

@@ -1,8 +1,10 @@
 """How a model answers on a CPU: the layers that stand in for those of model/llama.py.
 
 `AnsweringLinear` reads its weight in another order for a token that comes alone (model/columns.py);
-prompts pass through the weight as it is stored, mapped from the file. `AnsweringLayer` is a
-`DecoderLayer` written flat: with one token an operation takes as long to call as to compute.
+the tokens of a prompt pass through the weight as it was loaded: mapped from a file in bfloat16,
+held a second time if the file is in another dtype. A prompt's last token is alone in the last
+layer's MLP and the head. `AnsweringLayer` is a `DecoderLayer` written flat: with one token every
+operation but the products takes longer to call than to compute.
 
 The plain layers are the reference of both. A model that trains, or computes on another device or in
 another dtype, keeps them.
@@ -48,9 +50,11 @@ class AnsweringLinear(nn.Linear):
         tokens = len(x)
         if tokens == 1:
             return self.columns(x)
+        rows = rows_of_kernel(tokens)
+        if rows == tokens:
+            return F.linear(x, self.weight)
         # What is added does not change the tokens' results.
-        filled = F.pad(x, (0, 0, 0, rows_of_kernel(tokens) - tokens))
-        return F.linear(filled, self.weight)[:tokens]
+        return F.linear(F.pad(x, (0, 0, 0, rows - tokens)), self.weight)[:tokens]
 
 
 class AnsweringNorm(RMSNorm):
@@ -74,8 +78,8 @@ class AnsweringLayer(DecoderLayer):
 
     Args:
         config: the model's.
-        layer: whose modules these are, too.
-        kind: of its weights' columns.
+        layer: the one to stand in for. Its modules become this one's, with other linear layers.
+        kind: how the weights' columns are kept.
     """
 
     def __init__(self, config: LlamaConfig, layer: DecoderLayer, kind: Kind) -> None:
@@ -97,6 +101,7 @@ class AnsweringLayer(DecoderLayer):
     ) -> Tensor:
         if len(x) > 1:
             return super().forward(x, rope, pattern, wanted)
+        # A token that is alone is the wanted one.
         attention, mlp = self.self_attn, self.mlp
         H, K = self.heads
         qkv = self.qkv(self.input_layernorm(x)).view(1, -1, attention.head_dim)
@@ -111,10 +116,12 @@ class AnsweringLayer(DecoderLayer):
 class Together:
     """Linear layers with one input, whose columns a token meets at once.
 
+    Not a module: the layers belong to their owner already.
+
     Args:
         owner: the module that the layers belong to; they become `AnsweringLinear`s.
         names: what they are called there.
-        kind: of their columns.
+        kind: how their columns are kept.
     """
 
     def __init__(self, owner: nn.Module, names: Sequence[str], kind: Kind) -> None:
@@ -134,7 +141,7 @@ class Together:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(1, in) -> (1, outs), one layer's after the other's; around an adapter each is asked."""
-        layers = [self.owner._modules[name] for name in self.names]
+        layers = [self.owner._modules[name] for name in self.names]  # getattr takes longer
         if self.columns is not None and layers == self.layers:
             return self.columns(x)
         return torch.cat([getattr(self.owner, name)(x) for name in self.names], dim=-1)
@@ -143,12 +150,13 @@ class Together:
 def arrange_for_answers(model: Llama, quantize: str | None = None) -> Llama:
     """Replaces the layers of a model by those that answer fastest on a CPU.
 
-    A linear layer with a bias or of an odd size stays as it is, and so does a whole model on
-    another device, in another dtype, or where PyTorch was built without FBGEMM.
+    A linear layer with a bias, of an odd size, or into which an adapter was merged stays as it is,
+    and so does a whole model on another device, in another dtype, or where PyTorch was built
+    without FBGEMM.
 
     Args:
-        model: in evaluation mode; it cannot be trained afterwards. An adapter may be there already,
-            or follow.
+        model: in evaluation mode; it cannot be trained afterwards. An adapter may follow, or be
+            there already: layers beside an adapted one are then never multiplied at once.
         quantize: None or "int8", as `check_quantize` allows.
 
     Returns:
@@ -159,7 +167,7 @@ def arrange_for_answers(model: Llama, quantize: str | None = None) -> Llama:
     kind: Kind = Int8Columns if quantize == "int8" else Columns
     layers = model.model.layers
     for i, layer in enumerate(layers):
-        assert isinstance(layer, DecoderLayer)
+        assert type(layer) is DecoderLayer, "a model is arranged once"
         layers[i] = AnsweringLayer(model.config, layer, kind)
     model.model.norm = AnsweringNorm(model.model.norm)
     left = [n for n, m in model.named_modules() if type(m) is FrozenLinear]

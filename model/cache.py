@@ -77,8 +77,8 @@ class CachedAttention:
         self.past = [len(tokens) for tokens in cache.tokens]
         self.ends = [past + n for past, n in zip(self.past, self.lengths, strict=True)]
         assert max(self.ends) <= cache.capacity, f"{max(self.ends)} tokens > {cache.capacity}"
-        # Made here and not in every layer: a view of what is in use, (B, K, S, E), for each layer,
-        # and what a copy to a GPU would make the processor wait for.
+        # Made once and not in every layer: the views of what is in use, (B, K, S, E) each, and the
+        # indices, for whose copy to a GPU the processor waits.
         self.keys = cache.keys[:, :, :, : max(self.ends)].unbind()
         self.values = cache.values[:, :, :, : max(self.ends)].unbind()
         device = cache.keys.device
