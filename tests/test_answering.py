@@ -1,9 +1,10 @@
 """The layers that answer on a CPU: columns in a table, in bfloat16 or 8 bits. Takes a minute.
 
-Compared with `nn.Linear` in float64 or with the same model without them. Seen to fail when a part of
-the columns was always the first, when the 8-bit offset was 127, when a scale was that of the whole
-matrix, when layers were multiplied at once although an adapter wraps one of them, when the norm left
-out eps, when values were taken from the keys' place, and when of several tokens only the first counted.
+Compared with `nn.Linear` in float64 or with the same model without them. Seen to fail when a part
+of the columns was always the first, when the 8-bit offset was 127, when a scale was that of the
+whole matrix, when layers were multiplied at once although an adapter wraps one of them, when the
+norm left out eps, when values were taken from the keys' place, and when of several tokens only the
+first counted.
 """
 
 from __future__ import annotations
