@@ -43,7 +43,6 @@ class AnsweringLinear(nn.Linear):
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = linear.weight
         self.columns = columns
-        self.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out), in bfloat16."""
@@ -63,7 +62,6 @@ class AnsweringNorm(RMSNorm):
     def __init__(self, norm: RMSNorm) -> None:
         nn.Module.__init__(self)
         self.weight, self.eps = norm.weight, norm.eps
-        self.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) > 1:

@@ -77,18 +77,18 @@ class CachedAttention:
         self.past = [len(tokens) for tokens in cache.tokens]
         self.ends = [past + n for past, n in zip(self.past, self.lengths, strict=True)]
         assert max(self.ends) <= cache.capacity, f"{max(self.ends)} tokens > {cache.capacity}"
-        # Made once and not in every layer: the views of what is in use, (B, K, S, E) each, and the
-        # indices, for whose copy to a GPU the processor waits.
+        # Made once and not in every layer: the views of what is in use, (B, K, S, E) each, and for
+        # texts of several lengths the indices, for whose copy to a GPU the processor waits.
         self.keys = cache.keys[:, :, :, : max(self.ends)].unbind()
         self.values = cache.values[:, :, :, : max(self.ends)].unbind()
-        device = cache.keys.device
-        rows = torch.arange(len(new), device=device)  # (B,)
-        places = torch.tensor(self.past, device=device)  # (B,)
-        known = None
+        self.known: Tensor | None = None
         if min(self.ends) < max(self.ends):
+            device = cache.keys.device
+            rows = torch.arange(len(new), device=device)  # (B,)
+            places = torch.tensor(self.past, device=device)  # (B,)
             keys = torch.arange(max(self.ends), device=device)  # (S,)
             known = keys <= places[:, None, None, None]  # (B, 1, 1, S)
-        self.rows, self.places, self.known = rows, places, known
+            self.rows, self.places, self.known = rows, places, known
 
     def positions(self, device: torch.device) -> Tensor:
         spans = zip(self.past, self.ends, strict=True)

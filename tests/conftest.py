@@ -44,9 +44,6 @@ FIRST = """
 """.split()
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 PROCESSOR_HAS_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported
-needs_bf16 = pytest.mark.skipif(
-    not PROCESSOR_HAS_BF16(), reason="needs a processor that oneDNN has bfloat16 kernels for"
-)
 OTHER_HARDWARE = ("needs a CUDA device", "needs a processor")
 
 

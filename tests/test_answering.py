@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import needs_bf16, tiny_llama
+from conftest import tiny_llama
 from torch import nn
 
 from app.engine import Engine
@@ -268,42 +268,43 @@ def test_an_adapter_goes_in_and_out(name, targets, is_first):
     assert error(one_by_one(arranged, tokens), base.double()) <= bound
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_an_answer_in_a_batch_is_the_answer_alone(name):
-    """The first token of each: those after it come as several rows here, and as one there."""
-    model = arrange_for_answers(suited_llama(), name)
+def test_an_answer_in_a_batch_is_the_answer_alone():
+    """Of a tiny model, whose sums are short: in bfloat16 longer ones may round differently."""
+    model = arrange_for_answers(suited_llama())
     prompts = [[1, 2, 3] * 4, list(range(5, 25)), [9] * 10]
     samplers = [Sampler(SamplingConfig()) for _ in prompts]
-    together = generate_batch(model, prompts, samplers, frozenset(), 4)
+    together = generate_batch(model, prompts, samplers, frozenset(), 12)
     for prompt, answer in zip(prompts, together, strict=True):
-        alone = list(stream(model, prompt, Sampler(SamplingConfig()), frozenset(), 4))
-        assert alone[0] == answer[0] and len(alone) == len(answer) == 4
+        assert list(stream(model, prompt, Sampler(SamplingConfig()), frozenset(), 12)) == answer
 
 
-@needs_bf16  # without, it is emulated: minutes
 def test_perplexity_in_8_bits(assets: Path, monkeypatch):
-    """SmolLM2's, of 3,072 tokens of conversations, every product in 8 bits. Bound 0.5 %."""
+    """SmolLM2's, of 6,144 tokens of conversations, every product in 8 bits. Bound 0.5 %.
+
+    All else in float32, as what it is compared with: 0.45 %. Of two models in bfloat16, whose other
+    rounding differs, too, the same tokens say 0.50 %.
+    """
     folder = assets / "smollm2-135m-instruct"
     file = pq.ParquetFile(assets / "data" / "train-00000-of-00001.parquet")
     rows = next(file.iter_batches(400, columns=["conversations"])).to_pydict()["conversations"]
     text = "\n".join(turn["value"] for row in rows for turn in row)
-    ids = torch.tensor(Tokenizer.from_folder(folder).encode(text)[:3072])
+    ids = torch.tensor(Tokenizer.from_folder(folder).encode(text)[:6144])
 
     def row_by_row(self: AnsweringLinear, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([self.columns(row) for row in x.split(1)])
 
-    monkeypatch.setattr(AnsweringLinear, "forward", row_by_row)
-    perplexity = {}
-    for name in KINDS:
-        model = arrange_for_answers(load_model(folder, torch.bfloat16), name)
+    def perplexity(model: Llama) -> float:
         with torch.inference_mode():
-            logits = model(ids, Packed([512] * 6)).float()
+            logits = model(ids, Packed([512] * 12))
         seen = torch.arange(len(ids) - 1) % 512 < 511
-        loss = F.cross_entropy(logits[:-1][seen], ids[1:][seen])
-        perplexity[name] = math.exp(loss.item())
-    print(perplexity)
-    assert perplexity[None] != perplexity["int8"]
-    assert abs(perplexity["int8"] / perplexity[None] - 1) <= 0.005
+        return math.exp(F.cross_entropy(logits[:-1][seen], ids[1:][seen]).item())
+
+    monkeypatch.setattr(AnsweringLinear, "forward", row_by_row)
+    exact = perplexity(load_model(folder, torch.float32))
+    arranged = arrange_for_answers(load_model(folder, torch.bfloat16), "int8")
+    rounded = perplexity(arranged.float())
+    print(exact, rounded)
+    assert 0 < abs(rounded / exact - 1) <= 0.005
 
 
 @pytest.mark.parametrize(
