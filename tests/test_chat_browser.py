@@ -93,13 +93,17 @@ def ramble(seen: Seen) -> None:
     """Makes the answers of this visitor long: at this temperature hardly anything ends them."""
     slide(seen, "Temperature", "End")
     slide(seen, "Top-p", "End")
+    slide(seen, "Longest answer", "End")
 
 
 def choose(seen: Seen, picker: str, what: str) -> None:
-    """Picks an entry of a list, as if its name was typed."""
+    """Picks an entry of a list by typing its name."""
     box = seen.page.get_by_role("combobox", name=picker)
+    box.scroll_into_view_if_needed()
+    seen.page.wait_for_timeout(500)  # scrolling and drawing anew close a list
     box.fill(what)
-    box.press("Enter")
+    seen.page.get_by_role("option", name=what, exact=True).click()
+    seen.page.wait_for_timeout(500)
 
 
 def take_picture(seen: Seen, name: str) -> None:
