@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,9 +51,12 @@ def publish_folder(folder: Path, files: Mapping[str, bytes]) -> dict[str, bytes]
     remove_folder(temporary)
     temporary.mkdir(parents=True)
     try:
-        written = {**files, MANIFEST: manifest(files)}
-        for name, content in written.items():
-            write_file(temporary / name, content)
+        with ThreadPoolExecutor(1) as beside:  # hashing needs a core, writing waits for the disk
+            listing = beside.submit(manifest, files)
+            for name, content in files.items():
+                write_file(temporary / name, content)
+        written = {**files, MANIFEST: listing.result()}
+        write_file(temporary / MANIFEST, written[MANIFEST])
         flush_folder(temporary)
         verify_written(temporary, written)
         if os.path.lexists(folder):
