@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -40,6 +41,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 TRAIN_ON = ("assistant", "all", "last")
+AHEAD = 2  # batches that are tokenised while another one is written
 INDEX_TYPE = np.dtype([("length", "<i8"), ("target_count", "<i8"), ("digest", "<u8")])
 
 
@@ -142,7 +144,7 @@ def write_tokens(
             stack.enter_context((folder / name).open("wb")) for name in (TOKENS, TARGETS, INDEX)
         )
         batches = (usable(rows, report) for rows in all_rows(source))
-        rendered_batches = one_ahead(partial(rendered_rows, chat_format), batches)
+        rendered_batches = made_ahead(partial(rendered_rows, chat_format), batches)
         for number, messages, rendered in chain.from_iterable(rendered_batches):
             if rendered is None:
                 report.drop(number, NOT_IN_FORMAT)
@@ -154,8 +156,8 @@ def write_tokens(
                 report.drop(number, NOTHING_LEFT)
                 continue
             report.keep(len(ids), count, was_cut=len(rendered.ids) > max_length)
-            tokens.write(ids.tobytes())
-            targets.write(is_target.tobytes())
+            tokens.write(ids.data)
+            targets.write(is_target.data)
             index.write(np.array((len(ids), count, digest_of(messages)), INDEX_TYPE).tobytes())
     (folder / REPORT).write_text(json.dumps(dataclasses.asdict(report)))
 
@@ -195,19 +197,20 @@ def rendered_rows(
     return [(*row, rendered) for row, rendered in zip(conversations, batch, strict=True)]
 
 
-def one_ahead(make: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """Yields what `make` makes of each item, and has the next one made while one is in use.
+def made_ahead(make: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+    """Yields what `make` makes of each item, and has the next two made while one is in use.
 
-    Tokenising is not Python's work, so it goes on in another thread while Python writes.
+    Tokenising is hardly Python's work, so it goes on in other threads while Python writes; in two,
+    so that one is at it while the other has to wait for Python.
     """
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        being_made: Future[T] | None = None
+    with ThreadPoolExecutor(AHEAD) as threads:
+        being_made: deque[Future[T]] = deque()
         for item in items:
-            before, being_made = being_made, thread.submit(make, item)
-            if before:
-                yield before.result()
-        if being_made:
-            yield being_made.result()
+            being_made.append(threads.submit(make, item))
+            if len(being_made) > AHEAD:
+                yield being_made.popleft().result()
+        for last in being_made:
+            yield last.result()
 
 
 def rendered_or_none(chat_format: ChatFormat, messages: Sequence[Message]) -> Rendered | None:
