@@ -20,10 +20,11 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from lora.beside import beside
 
 MANIFEST = "manifest.json"
 SEAL = "sha256"  # the last entry of a sealed file
@@ -51,11 +52,10 @@ def publish_folder(folder: Path, files: Mapping[str, bytes]) -> dict[str, bytes]
     remove_folder(temporary)
     temporary.mkdir(parents=True)
     try:
-        with ThreadPoolExecutor(1) as beside:  # hashing needs a core, writing waits for the disk
-            listing = beside.submit(manifest, files)
-            for name, content in files.items():
-                write_file(temporary / name, content)
-        written = {**files, MANIFEST: listing.result()}
+        listing = beside(partial(manifest, files))  # hashing waits for nothing, writing does
+        for name, content in files.items():
+            write_file(temporary / name, content)
+        written = {**files, MANIFEST: listing()}
         write_file(temporary / MANIFEST, written[MANIFEST])
         flush_folder(temporary)
         verify_written(temporary, written)

@@ -114,8 +114,8 @@ FILES = [
         "the name reaches the disk before the data",
         "",
         "lora/durable.py",
-        "write_file(temporary / name, content)\n        flush_folder(temporary)",
-        "write_file(temporary / name, content)",
+        "write_file(temporary / MANIFEST, written[MANIFEST])\n        flush_folder(temporary)",
+        "write_file(temporary / MANIFEST, written[MANIFEST])",
         "test_durable.py::test_the_disk_has_the_data_before_the_manifest_and_that_before_the_name",
     ),
     Mutant(
