@@ -15,6 +15,8 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
 
 from app.ask import AskConfig, ask
 from app.model_files import open_model, tuned_from
@@ -49,6 +51,10 @@ def check(config: ServerConfig) -> None:
     if not 0 < config.port < 2**16:
         raise ValueError(f"port is {config.port}; it must be from 1 to 65535")
     check_address(config.address, config.port)
+    if config.runs != PageConfig.runs and not Path(config.runs).is_dir():
+        raise ValueError(
+            f"no folder at --runs {config.runs}: check the path, or leave the flag out"
+        )
     if config.adapter is not None:
         tuned_from(config.adapter)
     if config.model is not None:
@@ -90,6 +96,11 @@ def show_page(arguments: list[str]) -> None:
         show_pages(config)
 
 
+def refuse(message: str) -> NoReturn:
+    """Ends a command with that line."""
+    raise ValueError(message)
+
+
 def is_served() -> bool:
     """Whether Streamlit executes this file, to draw the page."""
     runner = sys.modules.get("streamlit.runtime.scriptrunner")
@@ -98,12 +109,18 @@ def is_served() -> bool:
 
 def main(arguments: list[str]) -> int:
     """Dispatches the command line; returns the exit status."""
-    if arguments[:1] == ["ask"]:
+    first = next(iter(arguments), "")
+    if first == "ask":
         question = parse(
             AskConfig, arguments[1:], "chat.py ask", "Streams the answer to a question."
         )
         return run_command("chat.py", lambda: ask(question))
-    about = "Serves the chat page; see also: python chat.py ask --help"
+    if first and not first.startswith("-"):
+        advice = 'one answer on the terminal is: python chat.py ask "QUESTION"'
+        return run_command(
+            "chat.py", lambda: refuse(f"{first!r} is neither ask nor a flag; {advice}")
+        )
+    about = 'Serves the chat page. One answer instead: chat.py ask "QUESTION" (ask --help)'
     page = parse(ServerConfig, arguments, "chat.py", about)
     return run_command("chat.py", lambda: serve(page))
 

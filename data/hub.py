@@ -20,6 +20,7 @@ OPTIONAL_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")  # of weights, never of a model
 # All of a model but its weights.
 SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", *OPTIONAL_FILES)
 
@@ -42,7 +43,7 @@ def fetch_model(name: str) -> Snapshot:
         return local_snapshot(DEMO, name)
     id = name.partition("@")[0]
     is_path = name.startswith(("./", "../", "/", "~")) or id.count("/") > 1
-    if is_path or os.path.isdir(name):
+    if is_path or os.path.exists(name) or name.endswith(FILE_SUFFIXES):
         return local_snapshot(Path(os.path.expanduser(name)), name)
     return hub_snapshot(name, "model", model_files)
 
@@ -58,6 +59,11 @@ def local_snapshot(folder: Path, name: str) -> Snapshot:
     Raises:
         HubError: there is no such folder.
     """
+    if folder.is_file() or name.endswith(FILE_SUFFIXES):
+        raise HubError(
+            f"{name} is a file: give the folder of a model, with config.json, tokenizer.json and "
+            "model.safetensors in it, or a Hub id as owner/name"
+        )
     if not folder.is_dir():
         raise HubError(f"no folder at {folder}: check the path, or give a Hub id as owner/name")
     return Snapshot(folder, name, None)

@@ -161,7 +161,7 @@ class TrainConfig:
                 refuse(name, value, f"it must be at least {least}")
         if self.data_weights and len(self.data_weights) != len(self.data):
             given = " ".join(map(str, self.data_weights))
-            refuse("data_weights", given, f"give one number for each of {len(self.data)} data sets")
+            refuse("data_weights", given, f"give as many as --data has sets, {len(self.data)}")
         if any(not 0 < weight < math.inf for weight in self.data_weights):
             refuse("data_weights", min(self.data_weights), "every share must be above 0")
         if "lm_head" in self.lora_targets:

@@ -150,8 +150,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         (("--device", "tpu"), "device is 'tpu'"),
         (("--dtype", "int3"), "dtype is 'int3'"),
         (("--model", "./nowhere"), "no folder at nowhere"),
+        (("--model", "llama.gguf"), "llama.gguf is a file: give the folder of a model"),
+        (("--runs", "nowhere"), "no folder at --runs nowhere"),
         (("--adapter", "nowhere"), "there is no such adapter"),
-        (("hello",), "unexpected argument 'hello'"),
+        (
+            ("hello",),
+            "'hello' is neither ask nor a flag; one answer on the terminal is: python chat.py ask",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_served(arguments, said):

@@ -72,7 +72,7 @@ def test_a_learning_rate_that_cannot_be(small, capsys, lr):
         ("--schedule step", "--schedule is step; choose one of cosine, linear, constant"),
         ("--max-steps -1", "--max-steps is -1; it must be at least 0"),
         ("--max-length 1", "--max-length is 1; "),
-        ("--data-weights 1 2", "--data-weights is 1.0 2.0; give one number for each of 1 data"),
+        ("--data-weights 1 2", "--data-weights is 1.0 2.0; give as many as --data has sets, 1"),
         ("--lora-targets wq", "no layer is called ['wq']; the model has down_proj, gate_proj"),
         ("--lora-targets attention w", "no layer is called ['w']; the model has down_proj"),
         ("--lora-targets lm_head", "the head stays frozen, name layers below it"),
