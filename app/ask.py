@@ -57,7 +57,7 @@ class AskConfig:
     dtype: str = option("auto", "bf16, fp16 or fp32; auto takes the fastest the hardware has")
     device: str = option("auto", "cuda, mps or cpu; auto takes the first that there is")
     quantize: str | None = option(
-        None, "int8 answers faster on a CPU, with weights rounded to 8 bits (default: not rounded)"
+        None, "int8 answers faster on an x86 CPU, from weights of 8 bits (default: not rounded)"
     )
 
 
@@ -87,7 +87,7 @@ def ask(config: AskConfig) -> None:
     try:
         model = load(config, files, adapter)
         started = time.perf_counter()
-        sampler = Sampler(sampling, config.seed, model.lm_head.weight.device)
+        sampler = Sampler(sampling, config.seed, model.model.embed_tokens.weight.device)
         tokens = stream(model, ids, sampler, files.stop_ids, room)
         if room > 1:
             tokens = with_a_break(tokens, lambda: arrange_for_answers(model, config.quantize))
@@ -174,13 +174,14 @@ def show(tokens: Iterator[int], tokenizer: Tokenizer) -> list[float]:
 
 
 def speed(started: float, times: list[float], prompt_tokens: int, model: Llama) -> str:
-    """How long the first token took, and how fast those after the second came."""
-    weight = model.lm_head.weight
+    """How long the first token took, and how fast those after the second came, if there are any."""
+    weight = model.model.embed_tokens.weight
     where = f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
-    if len(times) < 3:
-        return f"{prompt_tokens} prompt tokens, {len(times)} new ({where})"
-    rate = (len(times) - 2) / (times[-1] - times[1])  # before the second the model is arranged
-    return (
-        f"{prompt_tokens} prompt tokens, first new one after {times[0] - started:.2f} s; "
-        f"{len(times)} new, {rate:.1f} tokens/s ({where})"
-    )
+    said = f"{prompt_tokens} prompt tokens"
+    if times:
+        said += f", first new one after {times[0] - started:.2f} s"
+    said += f"; {len(times)} new"
+    if len(times) > 2:
+        rate = (len(times) - 2) / (times[-1] - times[1])  # before the second the model is arranged
+        said += f", {rate:.1f} tokens/s"
+    return f"{said} ({where})"

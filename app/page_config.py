@@ -31,5 +31,5 @@ class PageConfig:
     dtype: str = option("auto", "bf16, fp16 or fp32; auto takes the fastest the hardware has")
     device: str = option("auto", "cuda, mps or cpu; auto takes the first that there is")
     quantize: str | None = option(
-        None, "int8 answers faster on a CPU, with weights rounded to 8 bits (default: not rounded)"
+        None, "int8 answers faster on an x86 CPU, from weights of 8 bits (default: not rounded)"
     )

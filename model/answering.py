@@ -148,9 +148,9 @@ class Together:
 def arrange_for_answers(model: Llama, quantize: str | None = None) -> Llama:
     """Replaces the layers of a model by those that answer fastest on a CPU.
 
-    A linear layer with a bias, of an odd size, or into which an adapter was merged stays as it is,
-    and so does a whole model on another device, in another dtype, or where PyTorch was built
-    without FBGEMM.
+    A linear layer with a bias, with outputs that no blocks suit (`width_of`), or into which an
+    adapter was merged stays as it is, and so does a whole model on another device, in another
+    dtype, or where PyTorch was built without FBGEMM.
 
     Args:
         model: in evaluation mode; it cannot be trained afterwards. An adapter may follow, or be

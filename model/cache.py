@@ -66,7 +66,8 @@ class CachedAttention:
     """The attention pattern of a call that adds tokens to the texts of a cache.
 
     The stream holds the new tokens of text 0, then those of text 1, and so on. They count as seen
-    from `done` on, after the last layer: a call that dies midway has added nothing.
+    from `done` on, after the last layer: a call that dies midway has added nothing. Not for
+    gradients: what is written into the cache has none.
     """
 
     def __init__(self, cache: KVCache, new: Sequence[Sequence[int]]) -> None:
