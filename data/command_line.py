@@ -28,6 +28,10 @@ ADVICE = {  # by what the system says of a file
     errno.EROFS: "choose another place",
     errno.EMFILE: "close other programs",
 }
+RUNTIME_ADVICE = {  # by what Python says of the system
+    "Symlink loop": "choose another place",
+    "can't start new thread": "raise the limit (ulimit -u), or end other programs",
+}
 
 
 def option(default: Any, help: str, const: Any = None) -> Any:
@@ -178,9 +182,10 @@ def run_command(program: str, command: Callable[[], None]) -> int:
         print(one_line(f"{program}: {words_of(error)}"), file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if not str(error).startswith("Symlink loop"):  # what Path.resolve says of one
+        advice = next((a for says, a in RUNTIME_ADVICE.items() if str(error).startswith(says)), "")
+        if not advice:
             raise
-        print(one_line(f"{program}: {error}; choose another place"), file=sys.stderr)
+        print(one_line(f"{program}: {error}; {advice}"), file=sys.stderr)
         return 2
     except MemoryError:
         print(f"{program}: there is not enough memory; end other programs", file=sys.stderr)

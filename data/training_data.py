@@ -133,6 +133,12 @@ def load_training_data(
                 "train on; lower --eval-size, or choose other --eval-data"
             )
     mixture = Mixture(tuple(len(rows) for _, rows in train), tuple(weights) or None)
+    for name, places in zip(names, mixture.places, strict=True):
+        if not places:
+            raise ValueError(
+                f"--data-weights leave {name} less than one conversation of an epoch's "
+                f"{mixture.epoch_size}; raise its share, or leave it out"
+            )
     return TrainingData(Selection(train), Selection(held_out), mixture, reports)
 
 

@@ -123,12 +123,17 @@ class Backup:
         """Has a checkpoint copied; returns at once. One that is still waiting is left out."""
         if self.place is None:
             return
-        if self.thread is None:
-            self.thread = threading.Thread(target=self.work, name="backup", daemon=True)
-            self.thread.start()
         with self.changed:
             self.waiting = step, files
             self.changed.notify_all()
+        if self.thread is None:
+            thread = threading.Thread(target=self.work, name="backup", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # none is to be had; perhaps at the next checkpoint
+                self.has_failed(step, str(error))
+            else:
+                self.thread = thread
 
     def work(self) -> None:
         """What the thread does: copies what waits, and tries again what failed."""

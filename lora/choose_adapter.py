@@ -29,11 +29,15 @@ def find_adapter(path: Path) -> Path:
     for folder in (path, path / "adapter"):
         if (folder / CONFIG_FILE).is_file():
             return folder
+    run = path.parent if path.name == "adapter" and not path.exists() else path
+    newest, _ = RunFolder(run, writes=False).newest_checkpoint()
+    if newest:
+        raise ValueError(
+            f"{run}: is a run that is not finished; give its checkpoint {newest}, or finish it "
+            "with --resume"
+        )
     if not path.exists():
         raise ValueError(f"{path}: there is no such adapter; give its folder or that of its run")
-    newest, _ = RunFolder(path, writes=False).newest_checkpoint()
-    if newest:
-        raise ValueError(f"{path}: is a run that is not finished; give its checkpoint {newest}")
     raise ValueError(
         f"{path}: has no {CONFIG_FILE}, so it is no adapter and no finished run; take another"
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from lora.checkpoint_folder import CHECKPOINT_NAME
 from lora.durable import (
     MANIFEST,
+    UNFINISHED,
     flush_folder,
     publish_folder,
     remove_folder,
@@ -41,10 +41,15 @@ class FolderPlace:
                 "the folder, or for a repo on the Hub write hub:USER/NAME"
             )
         place = self.path if self.path.exists() else parent
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        probe = place / f"{UNFINISHED}probe"
+        try:
+            probe.mkdir(exist_ok=True)
+            probe.rmdir()
+        except OSError as error:
             raise ValueError(
-                f"--backup is {self.path}, which cannot be written; choose another folder"
-            )
+                f"--backup is {self.path}, which cannot be written ({error.strerror}); "
+                "choose another folder"
+            ) from None
         if place == self.path:
             remove_leftovers(self.path, CHECKPOINT_NAME)  # among them may be the only whole copy
 

@@ -162,8 +162,9 @@ class TrainConfig:
         if self.data_weights and len(self.data_weights) != len(self.data):
             given = " ".join(map(str, self.data_weights))
             refuse("data_weights", given, f"give as many as --data has sets, {len(self.data)}")
-        if any(not 0 < weight < math.inf for weight in self.data_weights):
-            refuse("data_weights", min(self.data_weights), "every share must be above 0")
+        for weight in self.data_weights:
+            if not 0 < weight <= 1e9:
+                refuse("data_weights", weight, "every share is above 0 and at most 1e9")
         if "lm_head" in self.lora_targets:
             refuse("lora_targets", "lm_head", "the head stays frozen, name layers below it")
         if self.backup == "":

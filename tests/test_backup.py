@@ -263,6 +263,25 @@ def test_an_error_in_training_leaves_the_last_copy_the_time_it_needs():
     assert place.steps() == [1]
 
 
+def test_without_a_thread_training_goes_on_and_the_next_checkpoint_tries_again(monkeypatch):
+    """Seen to fail when the error ended the run, before it had written its result."""
+    place = Memory()
+
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    backup = Backup(place)
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    backup.copy(1, files(1))
+    assert backup.status == "BACKUP FAILS (can't start new thread)"
+    assert "step 1 could not be copied" in backup.take_news()[0]
+    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    assert backup.finish(calm) == "can't start new thread" and not place.content
+    monkeypatch.undo()
+    backup.copy(2, files(2))
+    assert backup.finish(calm) == backup.status == "" and place.steps() == [2]
+
+
 def test_without_a_place_nothing_happens():
     backup = Backup(None)
     backup.copy(1, files(1))
@@ -348,7 +367,7 @@ def test_a_drive_that_is_not_mounted_is_not_taken_for_an_empty_one(tmp_path):
     with pytest.raises(ValueError, match="there is no folder .*/drive/MyDrive; mount the drive"):
         FolderPlace(tmp_path / "drive/MyDrive/backup").open()
     (tmp_path / "file").touch()
-    for folder in (tmp_path / "file", tmp_path / "file/backup"):
+    for folder in (tmp_path / "file", tmp_path / "file/backup", Path("/proc/backup")):
         with pytest.raises(ValueError, match="cannot be written|there is no folder"):
             FolderPlace(folder).open()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

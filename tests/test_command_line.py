@@ -158,6 +158,10 @@ def test_a_command_that_works_ends_with_0_and_says_nothing(capsys):
         (OSError("disk full"), "ask.py: disk full\n"),
         (FileNotFoundError(2, "No such file", "a"), "ask.py: a: No such file; see what is there\n"),
         (OSError(28, "No space", "a", None, "b"), "ask.py: a to b: No space; make room\n"),
+        (
+            RuntimeError("can't start new thread"),
+            "ask.py: can't start new thread; raise the limit (ulimit -u), or end other programs\n",
+        ),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), None),
     ],
 )

@@ -128,6 +128,11 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "run",
         f"run: is a run that is not finished; give its checkpoint {CHECKPOINT}",
     ),
+    "the result of a run that is not finished": (
+        lambda here: shutil.rmtree("run/adapter"),
+        "run/adapter",
+        f"run: is a run that is not finished; give its checkpoint {CHECKPOINT}, or finish it",
+    ),
     "a run that is not finished, its newest checkpoint damaged": (
         lambda here: (shutil.rmtree("run/adapter"), flip(CHECKPOINT / WEIGHTS)),
         "run",

@@ -73,6 +73,8 @@ def test_a_learning_rate_that_cannot_be(small, capsys, lr):
         ("--max-steps -1", "--max-steps is -1; it must be at least 0"),
         ("--max-length 1", "--max-length is 1; "),
         ("--data-weights 1 2", "--data-weights is 1.0 2.0; give as many as --data has sets, 1"),
+        ("--data x y --data-weights 1e308 1", "--data-weights is 1e+308; every share is above 0"),
+        ("--data-weights 0", "--data-weights is 0.0; every share is above 0 and at most 1e9"),
         ("--lora-targets wq", "no layer is called ['wq']; the model has down_proj, gate_proj"),
         ("--lora-targets attention w", "no layer is called ['w']; the model has down_proj"),
         ("--lora-targets lm_head", "the head stays frozen, name layers below it"),

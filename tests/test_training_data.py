@@ -98,6 +98,14 @@ def test_a_data_set_of_which_nothing_is_left_is_refused_by_name(load, tmp_path):
         load(random_rows(30, seed=1), rows, size=9, held_out_from=str(test), weights=(1.0, 1.0))
 
 
+def test_a_share_of_less_than_one_conversation_is_refused(load):
+    """Seen to fail when the data set was in no epoch, and nobody told."""
+    rows = random_rows(30), random_rows(30, seed=1)
+    with pytest.raises(ValueError, match=r"leave \S*0.jsonl less than one conversation .* 60"):
+        load(*rows, size=0, weights=(1e-6, 1.0))
+    assert load(*rows, size=0, weights=(1.0, 59.0)).mixture.places == [1, 59]
+
+
 def test_a_selection_numbers_conversations_through(load):
     """Whichever data set they come from."""
     data = load(random_rows(6), random_rows(8, seed=1), size=0)
