@@ -126,20 +126,24 @@ def load_training_data(
     for conversations in candidates or learnt_from:
         held_out.append((conversations, first_copies(conversations.digests, chosen)))
         chosen = np.setdiff1d(chosen, conversations.digests)  # each is evaluated on once
-    for name, (_, rows) in zip(names, train, strict=True):
-        if not len(rows):
+    mixture = Mixture(tuple(len(rows) for _, rows in train), tuple(weights) or None)
+    check_shares(names, mixture)
+    return TrainingData(Selection(train), Selection(held_out), mixture, reports)
+
+
+def check_shares(names: Sequence[str], mixture: Mixture) -> None:
+    """Refuses a data set of which an epoch would have nothing. Raises ValueError, naming it."""
+    for name, size, places in zip(names, mixture.sizes, mixture.places, strict=True):
+        if not size:
             raise ValueError(
                 f"every conversation of {name} is held out to evaluate on, so none is left to "
                 "train on; lower --eval-size, or choose other --eval-data"
             )
-    mixture = Mixture(tuple(len(rows) for _, rows in train), tuple(weights) or None)
-    for name, places in zip(names, mixture.places, strict=True):
         if not places:
             raise ValueError(
                 f"--data-weights leave {name} less than one conversation of an epoch's "
                 f"{mixture.epoch_size}; raise its share, or leave it out"
             )
-    return TrainingData(Selection(train), Selection(held_out), mixture, reports)
 
 
 def held_out_digests(candidates: Sequence[Conversations], size: int, take_all: bool) -> np.ndarray:
