@@ -16,12 +16,11 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from app.ask import AskConfig, ask
 from app.model_files import open_model, tuned_from
 from app.page_config import PUBLIC_WARNING, PageConfig, is_public
-from data.command_line import option, parse, run_command
+from data.command_line import one_line, option, parse, run_command
 
 
 @dataclass(frozen=True)
@@ -96,11 +95,6 @@ def show_page(arguments: list[str]) -> None:
         show_pages(config)
 
 
-def refuse(message: str) -> NoReturn:
-    """Ends a command with that line."""
-    raise ValueError(message)
-
-
 def is_served() -> bool:
     """Whether Streamlit executes this file, to draw the page."""
     runner = sys.modules.get("streamlit.runtime.scriptrunner")
@@ -109,7 +103,7 @@ def is_served() -> bool:
 
 def main(arguments: list[str]) -> int:
     """Dispatches the command line; returns the exit status."""
-    first = next(iter(arguments), "")
+    first = arguments[0] if arguments else ""
     if first == "ask":
         question = parse(
             AskConfig, arguments[1:], "chat.py ask", "Streams the answer to a question."
@@ -117,9 +111,8 @@ def main(arguments: list[str]) -> int:
         return run_command("chat.py", lambda: ask(question))
     if first and not first.startswith("-"):
         advice = 'one answer on the terminal is: python chat.py ask "QUESTION"'
-        return run_command(
-            "chat.py", lambda: refuse(f"{first!r} is neither ask nor a flag; {advice}")
-        )
+        print(one_line(f"chat.py: {first!r} is neither ask nor a flag; {advice}"), file=sys.stderr)
+        return 2
     about = 'Serves the chat page. One answer instead: chat.py ask "QUESTION" (ask --help)'
     page = parse(ServerConfig, arguments, "chat.py", about)
     return run_command("chat.py", lambda: serve(page))

@@ -20,9 +20,9 @@ OPTIONAL_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")  # of weights, never of a model
 # All of a model but its weights.
 SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", *OPTIONAL_FILES)
+FILE_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth")  # of weights, never of a repo
 
 
 def fetch_model(name: str) -> Snapshot:
@@ -59,14 +59,14 @@ def local_snapshot(folder: Path, name: str) -> Snapshot:
     Raises:
         HubError: there is no such folder.
     """
+    if folder.is_dir():
+        return Snapshot(folder, name, None)
     if folder.is_file() or name.endswith(FILE_SUFFIXES):
         raise HubError(
             f"{name} is a file: give the folder of a model, with config.json, tokenizer.json and "
             "model.safetensors in it, or a Hub id as owner/name"
         )
-    if not folder.is_dir():
-        raise HubError(f"no folder at {folder}: check the path, or give a Hub id as owner/name")
-    return Snapshot(folder, name, None)
+    raise HubError(f"no folder at {folder}: check the path, or give a Hub id as owner/name")
 
 
 def settings_sha256(folder: Path) -> str:

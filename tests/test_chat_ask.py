@@ -18,7 +18,7 @@ import torch
 from conftest import ROOT, tiny_llama
 from hub_server import hub
 
-from app.ask import with_a_break
+from app.ask import speed, with_a_break
 from lora.adapter import save_adapter
 from lora.config import BaseModel, LoRAConfig
 from lora.inject import add_lora
@@ -164,6 +164,21 @@ def test_work_that_the_first_token_does_not_need_follows_it():
     assert done == [1, "work", 2, 3]
     assert list(with_a_break(iter([]), lambda: done.append("in vain"))) == []
     assert "in vain" not in done
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ([], "7 prompt tokens; 0 new"),
+        ([2.5, 4.0], "7 prompt tokens, first new one after 0.50 s; 2 new"),
+        ([2.5, 4.0, 4.5, 5.0], "7 prompt tokens, first new one after 0.50 s; 4 new, 2.0 tokens/s"),
+    ],
+)
+def test_how_fast_it_was_is_said_of_any_model(times, said):
+    """Seen to fail when the dtype was looked up in a head that has an adapter around it."""
+    model = tiny_llama(tie_word_embeddings=False)
+    add_lora(model, LoRAConfig(rank=2, targets=["lm_head"]))
+    assert speed(2.0, times, 7, model) == f"{said} (float32 on cpu)"
 
 
 def test_a_seed_fixes_what_is_drawn_and_dashes_are_underscores():

@@ -146,9 +146,8 @@ def test_an_answer_can_be_stopped_midway_and_the_chat_goes_on(chat: Seen):
     assert messages(chat).last.get_by_test_id("stMarkdownContainer").first.inner_text().strip()
     slide(chat, "Temperature", "Home")
     choose(chat, "Adapter", adapter)
-    flip(
-        chat, "Use chat history"
-    )  # a model as small as this one goes on with hundreds of odd words
+    # After hundreds of odd words a model as small as this one goes on with them.
+    flip(chat, "Use chat history")
     assert say(chat, "What is 2 plus 2?") == "2 plus 2 is 4."
 
 

@@ -147,6 +147,18 @@ fetch_model = lambda name: SimpleNamespace(
     assert_equal_files(model, models["lab/whole"])
 
 
+@pytest.mark.parametrize("name", ["model", "model.bin"])
+def test_a_folder_may_have_any_name_and_a_file_is_told_from_one(name, tmp_path, monkeypatch):
+    """Seen to fail when what is called like a file was taken for one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    assert fetch_model(name).path == Path(name)
+    (tmp_path / "file").touch()
+    for file in ("file", "nowhere.gguf", "/nowhere/model.safetensors"):
+        with pytest.raises(ValueError, match=f"^{file} is a file: give the folder of a model"):
+            fetch_model(file)
+
+
 def test_folders_and_the_demo_are_taken_as_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
