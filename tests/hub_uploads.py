@@ -64,7 +64,7 @@ class WriteFault:
         cut: the connection ends "before" the request has done anything, or "after".
         hang: it is never answered, and does nothing.
         times: only so often; -1 is always.
-        then: is called when it happens.
+        then: is called when the request has done what it does, and before it is answered.
     """
 
     status: int | None = None
@@ -102,8 +102,8 @@ class Uploads:
         if fault is None:
             return act()
         fault.times -= 1
-        fault.then()
         if fault.status:
+            fault.then()
             return self.answer(fault.status, message="Broken on purpose.")
         if fault.cut == "after":
             wfile, self.wfile = self.wfile, open("/dev/null", "wb")  # noqa: SIM115
@@ -112,6 +112,7 @@ class Uploads:
             self.wfile = wfile
         else:
             self.record(0)
+        fault.then()  # last: whoever waits for it finds what the request has done
         if fault.hang:
             self.hub.stopped.wait()
         self.close_connection = True
