@@ -14,8 +14,9 @@ Shapes: T tokens in this call, D hidden_size, H query heads, K key/value heads, 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from model.attention import AttentionPattern
 from model.columns import HAS_FBGEMM, Columns, Int8Columns, width_of
 from model.config import LlamaConfig
+from model.huge_pages import HugePages
 from model.linear import FrozenLinear
 from model.llama import DecoderLayer, Llama, RMSNorm
 from model.rope import apply_rope
@@ -33,7 +35,7 @@ from model.rope import apply_rope
 FEW_ROWS = 8  # up to which nothing is rounded up
 SOME_ROWS, ROWS_AT_A_TIME = 16, 32  # of some answers at once, and of a prompt
 
-Kind = type[Columns] | type[Int8Columns]
+Make = Callable[[Tensor, int], Columns | Int8Columns]  # of a weight, in blocks of a width
 
 
 class AnsweringLinear(nn.Linear):
@@ -56,39 +58,24 @@ class AnsweringLinear(nn.Linear):
         return F.linear(F.pad(x, (0, 0, 0, rows - tokens)), self.weight)[:tokens]
 
 
-class AnsweringNorm(RMSNorm):
-    """`RMSNorm` by fewer operations for one token, whose root mean square is a plain number."""
-
-    def __init__(self, norm: RMSNorm) -> None:
-        nn.Module.__init__(self)
-        self.weight, self.eps = norm.weight, norm.eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        if len(x) > 1:
-            return super().forward(x)
-        length = torch.linalg.vector_norm(x, dtype=torch.float32).item()
-        scale = 1 / math.sqrt(length**2 / x.shape[1] + self.eps)
-        return (x * scale).mul_(self.weight)
-
-
 class AnsweringLayer(DecoderLayer):
     """`DecoderLayer` for one token, in as few operations as it takes; several go the usual way.
 
     Args:
         config: the model's.
         layer: the one to stand in for. Its modules become this one's, with other linear layers.
-        kind: how the weights' columns are kept.
+        make: makes the columns of a weight.
     """
 
-    def __init__(self, config: LlamaConfig, layer: DecoderLayer, kind: Kind) -> None:
+    def __init__(self, config: LlamaConfig, layer: DecoderLayer, make: Make) -> None:
         nn.Module.__init__(self)  # DecoderLayer's own would make new weights
-        self.input_layernorm = AnsweringNorm(layer.input_layernorm)
+        self.input_layernorm = layer.input_layernorm
         self.self_attn = layer.self_attn
-        self.post_attention_layernorm = AnsweringNorm(layer.post_attention_layernorm)
+        self.post_attention_layernorm = layer.post_attention_layernorm
         self.mlp = layer.mlp
         self.heads = config.num_attention_heads, config.num_key_value_heads
-        self.qkv = Together(self.self_attn, ("q_proj", "k_proj", "v_proj"), kind)
-        self.gate_up = Together(self.mlp, ("gate_proj", "up_proj"), kind)
+        self.qkv = Together(self.self_attn, ("q_proj", "k_proj", "v_proj"), make)
+        self.gate_up = Together(self.mlp, ("gate_proj", "up_proj"), make)
 
     def forward(
         self,
@@ -102,13 +89,20 @@ class AnsweringLayer(DecoderLayer):
         # A token that is alone is the wanted one.
         attention, mlp = self.self_attn, self.mlp
         H, K = self.heads
-        qkv = self.qkv(self.input_layernorm(x)).view(1, -1, attention.head_dim)
-        turned = apply_rope(qkv[:, : H + K], rope)
-        q, k, v = turned[:, :H], turned[:, H:], qkv[:, H + K :]
+        qkv = self.qkv(normed(x, self.input_layernorm)).view(1, -1, attention.head_dim)
+        qk, v = qkv.split_with_sizes((H + K, K), dim=1)
+        q, k = apply_rope(qk, rope).split_with_sizes((H, K), dim=1)
         seen = pattern.attend(attention.layer_idx, q, k, v)  # (T, H, E)
         x = x + attention.o_proj(seen.flatten(1))  # (T, D)
-        gate, up = self.gate_up(self.post_attention_layernorm(x)).chunk(2, dim=-1)
+        gate, up = self.gate_up(normed(x, self.post_attention_layernorm)).chunk(2, dim=-1)
         return x + mlp.down_proj(F.silu(gate).mul_(up))
+
+
+def normed(x: Tensor, norm: RMSNorm) -> Tensor:
+    """What a norm makes of one token, (1, D), whose root mean square is a plain number."""
+    length = torch.linalg.vector_norm(x, dtype=torch.float32).item()
+    scale = 1 / math.sqrt(length**2 / x.shape[1] + norm.eps)
+    return (x * scale).mul_(norm.weight)
 
 
 class Together:
@@ -119,10 +113,10 @@ class Together:
     Args:
         owner: the module that the layers belong to; they become `AnsweringLinear`s.
         names: what they are called there.
-        kind: how their columns are kept.
+        make: makes their columns.
     """
 
-    def __init__(self, owner: nn.Module, names: Sequence[str], kind: Kind) -> None:
+    def __init__(self, owner: nn.Module, names: Sequence[str], make: Make) -> None:
         self.owner, self.names = owner, names
         self.columns: Columns | Int8Columns | None = None
         self.layers: list[nn.Module | None] = []
@@ -130,7 +124,7 @@ class Together:
         sizes = [linear.out_features for linear in linears if is_plain_bf16(linear)]
         if len(sizes) < len(linears) or not (width := width_of(sizes)):
             return
-        columns = kind.of(torch.cat([linear.weight.detach() for linear in linears]), width)
+        columns = make(torch.cat([linear.weight.detach() for linear in linears]), width)
         for name, linear, end in zip(names, linears, accumulate(sizes), strict=True):
             part = columns.part(end - linear.out_features, end)
             self.layers.append(AnsweringLinear(linear, part))
@@ -162,19 +156,19 @@ def arrange_for_answers(model: Llama, quantize: str | None = None) -> Llama:
     """
     if not (HAS_FBGEMM and is_bf16_on_cpu(model.model.embed_tokens.weight)):
         return model
-    kind: Kind = Int8Columns if quantize == "int8" else Columns
+    kind = Int8Columns if quantize == "int8" else Columns
+    make: Make = functools.partial(kind.of, memory=HugePages())
     layers = model.model.layers
     for i, layer in enumerate(layers):
         assert type(layer) is DecoderLayer, "a model is arranged once"
-        layers[i] = AnsweringLayer(model.config, layer, kind)
-    model.model.norm = AnsweringNorm(model.model.norm)
+        layers[i] = AnsweringLayer(model.config, layer, make)
     left = [n for n, m in model.named_modules() if type(m) is FrozenLinear]
     for name in left:
         owner, _, attribute = name.rpartition(".")
         parent = model.get_submodule(owner)
         linear = getattr(parent, attribute)
         if is_plain_bf16(linear) and (width := width_of([linear.out_features])):
-            columns = kind.of(linear.weight.detach(), width)
+            columns = make(linear.weight.detach(), width)
             setattr(parent, attribute, AnsweringLinear(linear, columns))
     return model.eval()
 

@@ -78,16 +78,18 @@ class CachedAttention:
         self.past = [len(tokens) for tokens in cache.tokens]
         self.ends = [past + n for past, n in zip(self.past, self.lengths, strict=True)]
         assert max(self.ends) <= cache.capacity, f"{max(self.ends)} tokens > {cache.capacity}"
-        # Made once and not in every layer: the views of what is in use, (B, K, S, E) each, and for
-        # texts of several lengths the indices, for whose copy to a GPU the processor waits.
-        self.keys = cache.keys[:, :, :, : max(self.ends)].unbind()
-        self.values = cache.values[:, :, :, : max(self.ends)].unbind()
+        # Made once and not in every layer: the views of what is in use, (B, K, S, E) each, and of
+        # the longest texts' last tokens, (B, K, E); and for texts of several lengths the indices,
+        # for whose copy to a GPU the processor waits.
+        longest = max(self.ends)
+        self.keys, self.last_keys = views(cache.keys, longest)
+        self.values, self.last_values = views(cache.values, longest)
         self.known: Tensor | None = None
-        if min(self.ends) < max(self.ends):
+        if min(self.ends) < longest:
             device = cache.keys.device
             rows = torch.arange(len(new), device=device)  # (B,)
             places = torch.tensor(self.past, device=device)  # (B,)
-            keys = torch.arange(max(self.ends), device=device)  # (S,)
+            keys = torch.arange(longest, device=device)  # (S,)
             known = keys <= places[:, None, None, None]  # (B, 1, 1, S)
             self.rows, self.places, self.known = rows, places, known
 
@@ -96,9 +98,9 @@ class CachedAttention:
         return torch.cat([torch.arange(past, end, device=device) for past, end in spans])
 
     def attend(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
         if max(self.lengths) == 1:
-            return self.attend_one_each(keys, values, q, k, v)
+            return self.attend_one_each(layer_idx, q, k, v)
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
         per_text = zip(*(x.split(self.lengths) for x in (q, k, v)), strict=True)
         seen = []
         for row, (q_new, k_new, v_new) in enumerate(per_text):
@@ -109,16 +111,16 @@ class CachedAttention:
             seen.append(causal_attention(q_new, *known))
         return torch.cat(seen)
 
-    def attend_one_each(
-        self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor
-    ) -> Tensor:
+    def attend_one_each(self, layer_idx: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The common case, one new token a text, for all texts in one call.
 
         A text's only query may look at every token, so the H / K query heads that share a key head
         stand where several query tokens otherwise would: no key is copied for them.
         """
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
         if self.known is None:  # texts of one length
-            keys[:, :, -1], values[:, :, -1] = k, v
+            self.last_keys[layer_idx].copy_(k)
+            self.last_values[layer_idx].copy_(v)
         else:
             keys[self.rows, :, self.places] = k
             values[self.rows, :, self.places] = v
@@ -132,3 +134,9 @@ class CachedAttention:
         """Counts the new tokens as seen."""
         for tokens, new in zip(self.cache.tokens, self.new, strict=True):
             tokens.extend(new)
+
+
+def views(cached: Tensor, length: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """What each layer has of the first `length` tokens, (B, K, S, E), and of the last of them."""
+    used = cached[:, :, :, :length]
+    return used.unbind(), used[:, :, :, -1].unbind()

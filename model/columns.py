@@ -28,6 +28,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from model.huge_pages import HugePages
+
 HAS_FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines  # on x86
 # The sums of a wider row do not fit into the registers. Of a row of 8 numbers more time goes into
 # finding it than into adding it: a plain layer is faster then.
@@ -49,9 +51,9 @@ class Columns:
         self.rows, self.starts = bags(self.count, inputs)
 
     @staticmethod
-    def of(weight: Tensor, width: int) -> Columns:
+    def of(weight: Tensor, width: int, memory: HugePages) -> Columns:
         """A copy of a weight, (out, in), in blocks of so many outputs (see `width_of`)."""
-        blocks = torch.empty(len(weight) // width, weight.shape[1], width, dtype=weight.dtype)
+        blocks = memory.empty((len(weight) // width, weight.shape[1], width), weight.dtype)
         fill(blocks, weight)
         return Columns(blocks)
 
@@ -93,11 +95,11 @@ class Int8Columns:
         self.rows, self.starts = bags(self.count, inputs)
 
     @staticmethod
-    def of(weight: Tensor, width: int) -> Int8Columns:
+    def of(weight: Tensor, width: int, memory: HugePages) -> Int8Columns:
         """A weight, (out, in), rounded, in blocks of so many outputs (see `width_of`)."""
         integers, scales = quantize(weight)
         row = width + len(Int8Columns.TAIL)
-        blocks = torch.empty(len(weight) // width, weight.shape[1], row, dtype=torch.uint8)
+        blocks = memory.empty((len(weight) // width, weight.shape[1], row), torch.uint8)
         blocks[:, :, width:] = Int8Columns.TAIL
         fill(blocks[:, :, :width], integers.view(torch.uint8).bitwise_xor_(128))
         return Int8Columns(blocks, scales)
