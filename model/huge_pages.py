@@ -41,9 +41,9 @@ class HugePages:
 
 def piece(size: int) -> Tensor:
     """So many bytes."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):  # not Linux
-        return torch.empty(size, dtype=torch.uint8)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # on Linux
+        with contextlib.suppress(OSError):  # a kernel without them, or no memory is left
+            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            memory.madvise(mmap.MADV_HUGEPAGE)
+            return torch.frombuffer(memory, dtype=torch.uint8)
+    return torch.empty(size, dtype=torch.uint8)  # which tells of a lack of memory as PyTorch does

@@ -6,6 +6,7 @@ and when a piece was kept for good.
 
 from __future__ import annotations
 
+import errno
 import gc
 import mmap
 import re
@@ -52,10 +53,16 @@ def test_where_there_are_no_large_pages(monkeypatch):
 def test_where_the_kernel_has_none(monkeypatch):
     class Refusing(mmap.mmap):
         def madvise(self, option: int) -> None:  # type: ignore[override]
-            raise OSError(22, "Invalid argument")
+            raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(huge_pages.mmap, "mmap", Refusing)
     check(filled(HugePages()))
+
+
+def test_a_lack_of_memory_is_told_as_pytorch_tells_it():
+    """Callers know its error for that."""
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        HugePages().empty((2**46,), torch.uint8)
 
 
 @pytest.mark.skipif(
