@@ -37,6 +37,7 @@ from lora.checkpoint import checkpoint_files, trainable
 from lora.progress import Step, StepBar, in_words, summary, time_left
 from lora.schedule import learning_rate
 from model.attention import Packed
+from model.device import is_out_of_memory
 from model.generate import generate_batch
 from model.generation_config import SamplingConfig
 from model.llama import Llama
@@ -287,9 +288,8 @@ def command(arguments: Sequence[str]) -> int:
         nonlocal status
         try:
             status = main(given)
-        except (RuntimeError, MemoryError) as error:  # torch has an error of its own for GPUs only
-            kinds = (MemoryError, torch.OutOfMemoryError)
-            if isinstance(error, kinds) or "can't allocate memory" in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
                 raise ValueError(OUT_OF_MEMORY) from None
             raise
 

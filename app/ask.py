@@ -78,9 +78,8 @@ def ask(config: AskConfig) -> None:
         check_whole(adapter)
 
     # PyTorch takes a second to import, which nobody should wait for to be told of a mistake above.
-    import torch
-
     from model.answering import arrange_for_answers
+    from model.device import is_out_of_memory
     from model.generate import stream
     from model.sampling import Sampler
 
@@ -92,7 +91,9 @@ def ask(config: AskConfig) -> None:
         if room > 1:
             tokens = with_a_break(tokens, lambda: arrange_for_answers(model, config.quantize))
         times = show(tokens, files.tokenizer)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ValueError(
             f"{config.model} does not fit into the memory of the device; try a smaller model, "
             "fewer --max-new-tokens, or --device cpu"

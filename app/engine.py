@@ -30,7 +30,7 @@ from lora.config import CONFIG_FILE
 from lora.inject import lora_disabled, remove_lora
 from model.answering import arrange_for_answers
 from model.cache import KVCache
-from model.device import check_quantize, choose_device, choose_dtype
+from model.device import check_quantize, choose_device, choose_dtype, is_out_of_memory
 from model.generate import PREFILL_TOKENS, common_prefix, new_cache, prefill, stream
 from model.generation_config import SamplingConfig, room_for
 from model.llama import Llama
@@ -291,10 +291,3 @@ def bytes_of(cache: KVCache) -> int:
 def waiting_for(ahead: int) -> str:
     """What somebody who waits is told."""
     return "One answer comes before this one …" if ahead == 1 else f"{ahead} answers come first …"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says so; on a CPU PyTorch has no type for it."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
-    )

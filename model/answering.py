@@ -35,7 +35,7 @@ from model.rope import apply_rope
 FEW_ROWS = 8  # up to which nothing is rounded up
 SOME_ROWS, ROWS_AT_A_TIME = 16, 32  # of some answers at once, and of a prompt
 
-Make = Callable[[Tensor, int], Columns | Int8Columns]  # of a weight, in blocks of a width
+Make = Callable[[Tensor, int], Columns | Int8Columns]  # of a weight, in blocks so wide
 
 
 class AnsweringLinear(nn.Linear):
@@ -99,7 +99,7 @@ class AnsweringLayer(DecoderLayer):
 
 
 def normed(x: Tensor, norm: RMSNorm) -> Tensor:
-    """What a norm makes of one token, (1, D), whose root mean square is a plain number."""
+    """`norm(x)` for one token, (1, D), in fewer operations: its root mean square is a number."""
     length = torch.linalg.vector_norm(x, dtype=torch.float32).item()
     scale = 1 / math.sqrt(length**2 / x.shape[1] + norm.eps)
     return (x * scale).mul_(norm.weight)

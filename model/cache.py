@@ -79,18 +79,21 @@ class CachedAttention:
         self.ends = [past + n for past, n in zip(self.past, self.lengths, strict=True)]
         assert max(self.ends) <= cache.capacity, f"{max(self.ends)} tokens > {cache.capacity}"
         # Made once and not in every layer: the views of what is in use, (B, K, S, E) each, and of
-        # the longest texts' last tokens, (B, K, E); and for texts of several lengths the indices,
-        # for whose copy to a GPU the processor waits.
+        # where the new tokens go. If all texts have one length, that is one place, (B, K, E) in
+        # each layer; else it takes indices, for whose copy to a GPU the processor waits.
         longest = max(self.ends)
-        self.keys, self.last_keys = views(cache.keys, longest)
-        self.values, self.last_values = views(cache.values, longest)
+        keys, values = cache.keys[:, :, :, :longest], cache.values[:, :, :, :longest]
+        self.keys, self.values = keys.unbind(), values.unbind()
         self.known: Tensor | None = None
-        if min(self.ends) < longest:
+        if min(self.ends) == longest:
+            self.new_keys = keys[:, :, :, -1].unbind()
+            self.new_values = values[:, :, :, -1].unbind()
+        else:
             device = cache.keys.device
             rows = torch.arange(len(new), device=device)  # (B,)
             places = torch.tensor(self.past, device=device)  # (B,)
-            keys = torch.arange(longest, device=device)  # (S,)
-            known = keys <= places[:, None, None, None]  # (B, 1, 1, S)
+            every = torch.arange(longest, device=device)  # (S,)
+            known = every <= places[:, None, None, None]  # (B, 1, 1, S)
             self.rows, self.places, self.known = rows, places, known
 
     def positions(self, device: torch.device) -> Tensor:
@@ -118,9 +121,9 @@ class CachedAttention:
         stand where several query tokens otherwise would: no key is copied for them.
         """
         keys, values = self.keys[layer_idx], self.values[layer_idx]
-        if self.known is None:  # texts of one length
-            self.last_keys[layer_idx].copy_(k)
-            self.last_values[layer_idx].copy_(v)
+        if self.known is None:  # texts of one length; the ends of `keys` and `values`
+            self.new_keys[layer_idx].copy_(k)
+            self.new_values[layer_idx].copy_(v)
         else:
             keys[self.rows, :, self.places] = k
             values[self.rows, :, self.places] = v
@@ -134,9 +137,3 @@ class CachedAttention:
         """Counts the new tokens as seen."""
         for tokens, new in zip(self.cache.tokens, self.new, strict=True):
             tokens.extend(new)
-
-
-def views(cached: Tensor, length: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """What each layer has of the first `length` tokens, (B, K, S, E), and of the last of them."""
-    used = cached[:, :, :, :length]
-    return used.unbind(), used[:, :, :, -1].unbind()

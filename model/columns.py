@@ -52,7 +52,10 @@ class Columns:
 
     @staticmethod
     def of(weight: Tensor, width: int, memory: HugePages) -> Columns:
-        """A copy of a weight, (out, in), in blocks of so many outputs (see `width_of`)."""
+        """A copy of a weight, (out, in), in blocks of so many outputs (see `width_of`).
+
+        It lies in `memory`.
+        """
         blocks = memory.empty((len(weight) // width, weight.shape[1], width), weight.dtype)
         fill(blocks, weight)
         return Columns(blocks)
@@ -96,7 +99,10 @@ class Int8Columns:
 
     @staticmethod
     def of(weight: Tensor, width: int, memory: HugePages) -> Int8Columns:
-        """A weight, (out, in), rounded, in blocks of so many outputs (see `width_of`)."""
+        """A weight, (out, in), rounded, in blocks of so many outputs (see `width_of`).
+
+        They lie in `memory`.
+        """
         integers, scales = quantize(weight)
         row = width + len(Int8Columns.TAIL)
         blocks = memory.empty((len(weight) // width, weight.shape[1], row), torch.uint8)

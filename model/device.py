@@ -75,3 +75,10 @@ def multiplies_bf16(device: torch.device) -> bool:
         features = torch.cpu.get_capabilities()
         return any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so; on a CPU PyTorch has no type for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
+    )

@@ -1,9 +1,13 @@
-"""Memory in pages of 2 MB, for what is read from end to end again and again.
+"""Memory in huge pages, for what is read from end to end again and again.
 
-A processor looks up where each page of memory lies before it can read it. Pages are 4 KB unless a
-program asks for larger ones, so reading 2 GB takes half a million look-ups, each in tables that are
-in memory themselves, and on a virtual machine in two layers of them. Linux gives pages of 2 MB to
-whoever asks (https://docs.kernel.org/admin-guide/mm/transhuge.html).
+A processor looks up in the page table where each page of memory lies, and remembers only a few
+thousand of them (its TLB). On x86 pages are 4 KB, so reading 2 GB takes half a million look-ups, on
+a virtual machine through two layers of tables. Linux has pages of 2 MB too and, unless it is set to
+`never`, gives them to programs that ask
+(https://docs.kernel.org/admin-guide/mm/transhuge.html).
+
+PyTorch can ask by itself (`THP_MEM_ALLOC_ENABLE=1`), but for all large tensors of a program or for
+none. Those that come and go are slower for it: benchmarks/README.md has the figures.
 """
 
 from __future__ import annotations
@@ -15,15 +19,15 @@ import mmap
 import torch
 from torch import Tensor
 
-PIECE = 64 * 2**20  # bytes that are asked for at once; what is never written takes no memory
-ALIGNED = 64  # bytes between which tensors begin: a cache line, and the widest register
+PIECE = 8 * 2**20  # bytes that are asked for at least; what is never written is only reserved
+ALIGNED = 64  # tensors begin at multiples of so many bytes, a cache line
 
 
 class HugePages:
-    """Hands out memory for tensors, one behind the other, so that small ones share a large page.
+    """Hands out memory for tensors, one behind the other, so that small ones share a page.
 
-    Where a system has no such pages, or none free, it is memory like any other. It is given back
-    when the last tensor in a piece is gone.
+    Where a system has no such pages, or none free, it is memory like any other. A piece is given
+    back when the last tensor in it is gone.
     """
 
     def __init__(self) -> None:
@@ -40,7 +44,7 @@ class HugePages:
 
 
 def piece(size: int) -> Tensor:
-    """So many bytes."""
+    """So many bytes of new memory, in huge pages if there are any."""
     if hasattr(mmap, "MADV_HUGEPAGE"):  # on Linux
         with contextlib.suppress(OSError):  # a kernel without them, or no memory is left
             memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -241,7 +241,7 @@ def test_weights_are_stored_once_and_their_columns_once(name):
     assert {n: p.data_ptr() for n, p in model.named_parameters()} == stored
     for layer in model.model.layers:
         for group in (layer.qkv, layer.gate_up):
-            parts = [layer.columns.blocks for layer in group.layers]
+            parts = [one.columns.blocks for one in group.layers]
             assert lie_end_to_end(group.columns.blocks, parts)
 
 

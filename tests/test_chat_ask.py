@@ -18,10 +18,12 @@ import torch
 from conftest import ROOT, tiny_llama
 from hub_server import hub
 
+import app.ask
 from app.ask import speed, with_a_break
 from lora.adapter import save_adapter
 from lora.config import BaseModel, LoRAConfig
 from lora.inject import add_lora
+from model import answering
 from model.weights import load_model, weights_sha256
 
 DEMO = ROOT / "model" / "demo"
@@ -179,6 +181,17 @@ def test_how_fast_it_was_is_said_of_any_model(times, said):
     model = tiny_llama(tie_word_embeddings=False)
     add_lora(model, LoRAConfig(rank=2, targets=["lm_head"]))
     assert speed(2.0, times, 7, model) == f"{said} (float32 on cpu)"
+
+
+def test_a_lack_of_memory_is_told_in_words(monkeypatch):
+    """Of what the model takes for its second token, in PyTorch's own words."""
+
+    def too_much(*arguments: object) -> torch.Tensor:
+        return torch.empty(1 << 60, dtype=torch.uint8)
+
+    monkeypatch.setattr(answering, "arrange_for_answers", too_much)
+    with pytest.raises(ValueError, match="demo does not fit into the memory of the device; try"):
+        app.ask.ask(app.ask.AskConfig(prompt="hello", model="demo"))
 
 
 def test_a_seed_fixes_what_is_drawn_and_dashes_are_underscores():

@@ -1,6 +1,6 @@
-"""Memory in large pages.
+"""Memory in huge pages.
 
-Seen to fail when tensors overlapped, when they began anywhere, when no large pages were asked for,
+Seen to fail when tensors overlapped, when they began anywhere, when no huge pages were asked for,
 and when a piece was kept for good.
 """
 
@@ -20,6 +20,10 @@ from model.huge_pages import ALIGNED, PIECE, HugePages
 
 SHAPES = [(3, 5, 7), (1, 1, 1), (PIECE // 2048, 1024, 2), (2, 3, 4), (PIECE, 1, 1), (5, 1, 3)]
 DTYPES = [torch.bfloat16, torch.uint8, torch.bfloat16, torch.float32, torch.uint8, torch.uint8]
+
+needs_huge_pages = pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="the system has no huge pages"
+)
 
 
 def filled(memory: HugePages) -> list[torch.Tensor]:
@@ -45,7 +49,7 @@ def test_small_tensors_share_a_piece():
     assert second.data_ptr() == first.data_ptr() + 128
 
 
-def test_where_there_are_no_large_pages(monkeypatch):
+def test_where_there_are_no_huge_pages(monkeypatch):
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     check(filled(HugePages()))
 
@@ -62,13 +66,11 @@ def test_where_the_kernel_has_none(monkeypatch):
 def test_a_lack_of_memory_is_told_as_pytorch_tells_it():
     """Callers know its error for that."""
     with pytest.raises(RuntimeError, match="can't allocate memory"):
-        HugePages().empty((2**46,), torch.uint8)
+        HugePages().empty((2**60,), torch.uint8)
 
 
-@pytest.mark.skipif(
-    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="the kernel has no large pages"
-)
-def test_large_pages_are_asked_for():
+@needs_huge_pages
+def test_huge_pages_are_asked_for():
     tensor = HugePages().empty((PIECE,), torch.uint8)
     maps = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.M)
     for found in maps[1:]:
@@ -80,6 +82,7 @@ def test_large_pages_are_asked_for():
     pytest.fail("the tensor is in no mapping")
 
 
+@needs_huge_pages
 def test_a_piece_is_given_back_with_its_last_tensor(monkeypatch):
     alive = set()
 
