@@ -1,4 +1,4 @@
-"""Where to compute and in which precision, when the user leaves it open."""
+"""Where to compute and in which precision, and what a device says when its memory is full."""
 
 from __future__ import annotations
 

@@ -194,6 +194,15 @@ def test_a_lack_of_memory_is_told_in_words(monkeypatch):
         app.ask.ask(app.ask.AskConfig(prompt="hello", model="demo"))
 
 
+def test_another_error_while_answering_is_a_bug_and_keeps_its_traceback(monkeypatch):
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(answering, "arrange_for_answers", fail)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        app.ask.ask(app.ask.AskConfig(prompt="hello", model="demo"))
+
+
 def test_a_seed_fixes_what_is_drawn_and_dashes_are_underscores():
     flags = ("Tell me a story.", "--temperature", "1", "--max_new_tokens", "20", "--seed")
     first, again, other = (ask(*flags, seed).stdout for seed in ("1", "1", "2"))
